@@ -1,0 +1,1 @@
+"""Everything that touches the cluster as a cluster; knows nothing of images."""

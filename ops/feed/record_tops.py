@@ -1,0 +1,249 @@
+"""Tops made of pictures: a record is read, cut, and made into numbers, row by row."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ops.feed.source import Example, Source
+from ops.feed.tops import Arrays, Asked, Plan, Shape, StoppedError, Tops, label_bytes, record_digest
+from ops.feed.transform import Choices, OddShapeError, Transform, cut
+
+log = logging.getLogger("cortado")
+SMALL = 1 << 14  # numbers of a record: below it, a chunk of records is worked on at once
+CORNERS, FLIPS = "@corners", "@flips"  # buffers beside the tops; no blob has such a name
+BAD = (ValueError, OSError, cv2.error)
+
+
+class RecordTops(Tops):
+    """Records of a source through a Transform; one top, or two with the labels."""
+
+    def __init__(
+        self, asked: Asked, source: Source, sampling: Any, transform: Transform, batch: int, *, loose: bool = False
+    ):
+        super().__init__(asked)
+        self.source, self.sampling, self.transform, self.batch = source, sampling, transform, batch
+        self.name, self.seed, self.records = asked.spec.name, asked.seed, len(source)
+        self.most_bad = int(asked.options.max_bad * len(source))
+        self.lock = threading.Lock()
+        self.moved: dict[int, int] = {}  # positions of bad records -> the record that stands there instead
+        self.usual: Example | None = None  # what nearly every record looks like
+        plan = self.plan(0, 0, 1)
+        first = self._example(plan, 0)
+        self._corner(plan, 0, first)
+        self.dtype = first.pixels.dtype
+        if transform.augment is not None and self.dtype != np.uint8:
+            raise ValueError(f"{self._named(plan, 0)}: holds float values; augmentation takes pictures of bytes")
+        like = np.broadcast_to(np.zeros((), self.dtype), first.pixels.shape)  # and no view of the file
+        self.usual = Example(like, first.planar, first.label, None)
+        self.heavy = not first.planar or transform.augment is not None
+        shapes = [(batch, *transform.shape(planes_of(first))), (batch, *np.shape(first.label))]
+        self.shapes: dict[str, Shape] = dict(zip(self.tops, shapes, strict=False))
+        self.loose = loose and batch == 1 and not transform.crop
+        self.on_device = asked.on_device
+        self.mean: Tensor | None = None  # where the batch is used
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def buffers(self, rows: int) -> Arrays:
+        out = super().buffers(rows)
+        if self.on_device:
+            out[self.tops[0]] = np.empty((rows, *self.shapes[self.tops[0]][1:]), self.dtype)
+            out |= {CORNERS: np.zeros((rows, 2), np.int64), FLIPS: np.zeros(rows, np.bool_)}
+        return out
+
+    def plan(self, start: int, first: int, last: int) -> Plan:
+        plan = Plan(start, np.arange(first, last, dtype=np.int64))
+        records = self.sampling.records(plan.positions)
+        choices = self.transform.choose(self.seed, self.name, plan.positions)
+        plan.more = {"records": records, "where": self.source.locate(records), "choices": choices}
+        if self.usual is not None:
+            corners = self.transform.corners(planes_of(self.usual), choices, last - first)
+            plan.more |= {"corners": corners, "each": list(map(tuple, corners.tolist()))}
+            plan.more["flips"] = np.zeros(last - first, np.bool_) if choices.flips is None else choices.flips
+        return plan
+
+    def _example(self, plan: Plan, row: int) -> Example:
+        """The record of a row; where it is bad, the next good one, if so many may be bad."""
+        try:
+            return self.source.read(plan.more["where"][row])
+        except BAD as error:
+            self._count_bad(int(plan.more["records"][row]), error)
+        position = int(plan.positions[row])
+        for later in range(position + 1, position + 1 + len(self.source)):
+            record = self.sampling.records(np.array([later]))
+            try:
+                found = self.source.read(self.source.locate(record)[0])
+            except BAD as error:
+                self._count_bad(int(record[0]), error)
+                continue
+            plan.more["records"][row] = record[0]
+            self.moved[position] = int(record[0])
+            return found
+        raise ValueError("no record can be read")
+
+    def _count_bad(self, record: int, error: BaseException) -> None:
+        name, reason = self.source.name(record), " ".join(str(getattr(error, "strerror", None) or error).split())
+        self.count_bad(name, reason)
+
+    def count_bad(self, name: str, reason: str) -> None:
+        """Note a bad record; ValueError where it is one too many."""
+        with self.lock:
+            known = name in self.bad
+            self.bad[name] = reason
+            many = len(self.bad)
+        if many > self.most_bad:
+            if not self.asked.options.max_bad:
+                raise ValueError(f"{name}: {reason}")
+            share = self.asked.options.max_bad
+            raise ValueError(
+                f"{name}: {reason}; {many:,} of {self.records:,} records are bad, more than max_bad {share:g}"
+            )
+        if not known:
+            log.warning("%s: %s; the next record takes its place", name, reason)
+
+    def _corner(self, plan: Plan, row: int, example: Example) -> tuple[int, int]:
+        """Where the crop of a row begins; ValueError, with the record's name, where its shape does not do."""
+        try:
+            shape = planes_of(example)
+            self.transform.check(shape)
+            corner = self.transform.corner(shape, plan.more["choices"], row)
+            if self.usual is not None and shape[0] != planes_of(self.usual)[0]:
+                hint = "" if example.planar else "; transform_param { force_color: true } decodes all of them alike"
+                raise ValueError(f"has {shape[0]} channels where the first record has {planes_of(self.usual)[0]}{hint}")
+            if self.usual is not None and example.pixels.dtype != self.dtype:
+                raise ValueError(f"holds {example.pixels.dtype} values where the first record has {self.dtype}")
+            return corner
+        except ValueError as error:
+            raise ValueError(f"{self._named(plan, row)}: {error}") from error
+
+    def _named(self, plan: Plan, row: int) -> str:
+        return self.source.name(int(plan.more["records"][row]))
+
+    # -- filling -----------------------------------------------------------------------------------------------------
+
+    def fill(self, plan: Plan, begin: int, end: int, out: Arrays, stopped: Callable[[], bool]) -> int:
+        return self._fill(plan, begin, end, out, stopped, None)
+
+    def fill_loose(self, plan: Plan, out: Arrays, stopped: Callable[[], bool]) -> tuple[Arrays, int]:
+        first = self._example(plan, 0)
+        data = out[self.tops[0]]
+        shape = (len(data), *self.transform.shape(planes_of(first)))
+        if data.shape != shape:
+            out = {**out, self.tops[0]: np.empty(shape, data.dtype)}
+        return out, self._fill(plan, 0, len(data), out, stopped, first)
+
+    def _fill(
+        self, plan: Plan, begin: int, end: int, out: Arrays, stopped: Callable[[], bool], example: Example | None
+    ) -> int:
+        """Rows begin..end-1; `example`: the first of them, where it was read already."""
+        data, flips, corners, usual = out[self.tops[0]], plan.more["flips"], plan.more["each"], self.usual
+        assert usual is not None
+        labels = out[self.tops[1]] if len(self.tops) > 1 else None
+        shape, made = usual.pixels.shape, self.transform.shape(planes_of(usual))
+        put = Putter(self.transform, data[begin:end], self.dtype, self.on_device)
+        total = 0
+        for row in range(begin, end):
+            if stopped():
+                raise StoppedError
+            if example is None:
+                example = self._example(plan, row)
+            pixels, planar, label, _ = example
+            if pixels.shape == shape and planar is usual.planar and pixels.dtype == self.dtype:
+                corner, found = corners[row], made
+            else:
+                corner = corners[row] = self._corner(plan, row, example)
+                plan.more["corners"][row], found = corner, self.transform.shape(planes_of(example))
+            if found != data.shape[1:]:
+                raise OddShapeError(self._named(plan, row), found, data.shape[1:])
+            if self.transform.augment is not None:
+                pixels, planar = self.transform.augmented(pixels, planar, plan.more["choices"], row)
+            put(row - begin, pixels, planar, corner, flips[row])
+            if labels is not None:
+                labels[row] = label
+            if self.asked.digest:
+                total += self._digest(plan, row, example)
+            example = None
+        put.end(plan.more["corners"][begin:end], flips[begin:end])
+        if self.on_device:
+            out[CORNERS][begin:end], out[FLIPS][begin:end] = plan.more["corners"][begin:end], flips[begin:end]
+        return total
+
+    def _digest(self, plan: Plan, row: int, example: Example) -> int:
+        choices: Choices = plan.more["choices"]
+        more = choices.augments[row].tobytes() if choices.augments is not None else b""
+        corner, flip = plan.more["each"][row], float(plan.more["flips"][row])
+        return record_digest(int(plan.places[row]), example.stored, *corner, flip, label_bytes(example.label), more)
+
+    # -- finishing ---------------------------------------------------------------------------------------------------
+
+    def take(self, rows: Arrays, out: Arrays) -> None:
+        if self.on_device:
+            super().take(rows, out)
+            return
+        cuts, corners, flips, data = rows[self.tops[0]], rows[CORNERS], rows[FLIPS], out[self.tops[0]]
+        if data[0].size > SMALL:
+            scratch = np.empty(cuts.shape[2:], cuts.dtype)
+            for planes, corner, flip, target in zip(cuts, corners.tolist(), flips.tolist(), data, strict=True):
+                self.transform.into(planes, corner, flip, target, scratch)
+        else:
+            self.transform.all_into(cuts, corners, flips, data)
+        for top in self.tops[1:]:
+            np.copyto(out[top], rows[top])
+
+    def finish(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        done = {top: tensors[top] for top in self.tops}
+        if self.on_device:
+            data = tensors[self.tops[0]]
+            if self.transform.mean is not None and (self.mean is None or self.mean.device != data.device):
+                self.mean = torch.from_numpy(self.transform.mean).to(data.device)
+            done[self.tops[0]] = self.transform.finish(data, tensors[CORNERS], tensors[FLIPS], self.mean)
+        return done
+
+    def describe(self, position: int, place: int) -> str:
+        record = self.moved.get(position)
+        return self.source.name(int(self.sampling.records(np.array([position]))[0]) if record is None else record)
+
+    def close(self) -> None:
+        self.source.close()
+
+
+class Putter:
+    """Where the records of a chunk go: each as numbers into its row, or first cut, and all made numbers at the end."""
+
+    def __init__(self, transform: Transform, data: NDArray[Any], dtype: Any, on_device: bool):
+        self.transform, self.data = transform, data
+        self.direct = not on_device and data[0].size > SMALL
+        self.small = not on_device and not self.direct
+        self.cuts = np.empty(data.shape, dtype) if self.small else data
+        self.scratch = np.empty((2, *data.shape[1:]), dtype) if self.direct else np.empty((2, 0))
+
+    def __call__(self, row: int, pixels: NDArray[Any], planar: bool, corner: tuple[int, int], flip: bool) -> None:
+        if not self.direct:
+            cut(pixels, planar, corner, self.cuts[row])
+            return
+        out, (top, left) = self.data[row], corner
+        if planar:
+            planes = pixels[:, top : top + out.shape[1], left : left + out.shape[2]]
+        else:
+            planes = self.scratch[0]
+            cut(pixels, planar, corner, planes)
+        self.transform.into(planes, corner, flip, out, self.scratch[1, 0])
+
+    def end(self, corners: NDArray[np.int64], flips: NDArray[np.bool_]) -> None:
+        if self.small:
+            self.transform.all_into(self.cuts, corners, flips, self.data)
+
+
+def planes_of(example: Example) -> tuple[int, int, int]:
+    """(C, H, W)"""
+    shape = example.pixels.shape
+    return shape if example.planar else (shape[2], shape[0], shape[1])

@@ -1,0 +1,136 @@
+"""What makes the tops of a data layer: the shapes of a whole batch, and the rows of any part of it, for any position.
+
+A family of layers is one class: records through transform_param (record_tops), rows as they are (row_tops), windows of
+images (window_tops), fillers (dummy_tops). None of them keeps a state: what a row holds follows from its position.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ops.feed.options import FeedOptions
+from ops.names import quoted
+from ops.proto.caffe_pb2 import LayerParameter
+
+Shape = tuple[int, ...]
+Arrays = dict[str, NDArray[Any]]
+WORD = 1 << 64
+
+
+class StoppedError(Exception):
+    """The feed was closed, or sent elsewhere, while this part was being filled."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a feed is opened for."""
+
+    spec: LayerParameter
+    phase: str
+    folder: Path | None
+    seed: int
+    options: FeedOptions
+    on_device: bool
+    digest: bool
+
+    def find(self, source: str, *others: Path) -> Path:
+        """Where a file or folder is: from the working folder as Caffe, else in `others`, else beside the prototxt."""
+        if not source:
+            raise ValueError("names no source")
+        folders = [Path.cwd(), *others, *([self.folder] if self.folder is not None else [])]
+        places = list(dict.fromkeys(folder.absolute() / source for folder in folders))
+        for place in places:
+            if place.exists():
+                return Path(source) if place == places[0] else place
+        raise ValueError(f"there is no {quoted(source)}: looked for {' and '.join(map(str, places))}")
+
+
+@dataclass
+class Plan:
+    """Rows first..last-1 of the whole batch that begins at a position, and what was worked out for all of them."""
+
+    start: int
+    places: NDArray[np.int64]
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        return self.places + self.start
+
+
+class Tops(ABC):
+    """The tops of one data layer."""
+
+    asked: Asked
+    shapes: dict[str, Shape]  # of the whole batch
+    batch: int
+    records: int | None = None  # in an epoch; None where the stream has none
+    loose = False  # each batch has the shape of its own first record
+    heavy = False  # a record takes long: worth every core
+
+    def __init__(self, asked: Asked):
+        self.asked, self.tops = asked, list(asked.spec.top)
+        self.bad: dict[str, str] = {}  # records that others took the place of, and why
+
+    def buffers(self, rows: int) -> Arrays:
+        """Arrays for that many rows of a batch, by top; more of them where `finish` needs them."""
+        return {top: np.empty((rows, *shape[1:]), np.float32) for top, shape in self.shapes.items()}
+
+    def begins(self, position: int) -> None:  # noqa: B027
+        """The batches from a position on are planned next, one after the other."""
+
+    @abstractmethod
+    def plan(self, start: int, first: int, last: int) -> Plan: ...
+
+    @abstractmethod
+    def fill(self, plan: Plan, begin: int, end: int, out: Arrays, stopped: Callable[[], bool]) -> int:
+        """Rows begin..end-1 of the plan into the same rows of `out`; their digest. Raises StoppedError if asked to."""
+
+    def fill_loose(self, plan: Plan, out: Arrays, stopped: Callable[[], bool]) -> tuple[Arrays, int]:
+        """All rows of the plan, in new arrays where those in `out` have another shape."""
+        raise AssertionError("this layer's records have one shape")
+
+    def take(self, rows: Arrays, out: Arrays) -> None:
+        """Rows that were made elsewhere, as for a device, into as many rows of `out`."""
+        for name, array in rows.items():
+            np.copyto(out[name], array)
+
+    def finish(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tops from the buffers, where the batch is used."""
+        return dict(tensors)
+
+    @abstractmethod
+    def describe(self, position: int, place: int) -> str:
+        """The name of the record at a position, place `place` of its batch."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of the files."""
+
+
+def record_digest(place: int, stored: Any, *choices: Any) -> int:
+    """64 bits of a record: its stored bytes, its place in the whole batch, and what was chosen for it."""
+    packed = b"".join(one if isinstance(one, bytes) else struct.pack("<d", one) for one in choices)
+    seed = xxhash.xxh3_64_intdigest(packed, seed=place)
+    return int(xxhash.xxh3_64_intdigest(stored, seed=seed))
+
+
+def label_bytes(label: Any) -> bytes:
+    return np.asarray(label, np.float32).tobytes()
+
+
+def batch_size(written: int, options: FeedOptions, message: str) -> int:
+    """The whole batch: as the options say, else as the layer does."""
+    size = options.batch or written
+    if size < 1:
+        raise ValueError(f"{message} has batch_size {size}, expected 1 or more")
+    return size

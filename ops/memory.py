@@ -1,0 +1,46 @@
+"""Memory of the machine: how much there is, and keeping what was freed.
+
+A forward allocates its blobs anew, and glibc gives large blocks back to the system as soon as they are freed; the
+system then clears each page again. At batch 32 that takes as long as ResNet-50's convolutions (on two cores 1.3 s a
+forward instead of 0.7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+# mallopt's parameters, from malloc.h
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
+NEVER = -1
+
+
+@cache
+def keep_freed() -> bool:
+    """Let this process keep freed memory for its next blobs; False where it cannot be had, or somebody chose already.
+
+    It is glibc's setting and for the whole process: its memory stays at the most that it ever took. Variables as
+    MALLOC_TRIM_THRESHOLD_ in the environment say that the user decides.
+    """
+    if any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ):
+        return False
+    try:
+        library = ctypes.CDLL(None)
+        if not hasattr(library, "gnu_get_libc_version"):
+            return False
+        settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, NEVER), (TOP_PAD, 64 * 1024 * 1024))
+        return all(library.mallopt(parameter, value) for parameter, value in settings)
+    except (OSError, AttributeError):
+        return False
+
+
+def available() -> int | None:
+    """Bytes of memory that can be had without swapping, where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None

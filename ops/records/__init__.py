@@ -1,0 +1,1 @@
+"""The bytes on disk: Datums, LMDB, HDF5, binaryproto, image lists."""

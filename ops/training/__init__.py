@@ -1,0 +1,1 @@
+"""What a training is made of: the nets of a solver, a step over parts of a batch, tests, Caffe's log."""

@@ -1,0 +1,1 @@
+"""End-to-end jobs: read one top to bottom and you have read the pipeline."""

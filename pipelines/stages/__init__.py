@@ -1,0 +1,1 @@
+"""Ray Data steps that the jobs are made of."""

@@ -1,0 +1,96 @@
+"""Trainings on Ray, as tests use them: the golden solvers' nets and data, a run, and what came of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from ops import weights
+from pipelines.train import Train
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden/solvers"
+LINE = r"a worker was lost at iteration ([\d,]+); went on from ([\d,]+); ([\d.,]+) seconds lost"
+
+
+def golden_files(folder: Path) -> None:
+    for file in GOLDEN.iterdir():
+        shutil.copy(file, folder)
+
+
+def solver(folder: Path, name: str, more: str = "", **changes: str) -> Path:
+    """A golden solver under another name, with more fields or others."""
+    text = (folder / f"solver_{name}.prototxt").read_text().replace("snap_", "mine_")
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    file = folder / f"mine_{name}.prototxt"
+    file.write_text(f"{text}\n{more}\n")
+    return file
+
+
+def train(file: Path, run: str, workers: object = 1, **options: Any) -> dict[str, Any]:
+    """On Ray, in this process's session."""
+    settings = (f"train.workers={workers}", "train.cpus_per_worker=1", *options.pop("set", ()))
+    return Train(solver=file, run_folder=Path(run), set=settings, **options).run()
+
+
+def begin(file: Path, run: str, *options: str, workers: object = 2, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """The command, in a process of its own."""
+    command = [sys.executable, "-m", "pipelines", "train", "--solver", file.name, "--run", run, "--json", *options]
+    command += ["--set", f"train.workers={workers}", "--set", "train.cpus_per_worker=1"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=cwd, text=True, **pipes)
+
+
+def rows(run: str | Path) -> list[dict[str, str]]:
+    with (Path(run) / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def digests(run: str | Path) -> list[str]:
+    return [row["batch_digest"] for row in rows(run)]
+
+
+def blobs(file: str | Path) -> dict[str, np.ndarray]:
+    with weights.read(file) as saved:
+        return {f"{one.name}/{i}": np.asarray(blob.values()) for one in saved.layers for i, blob in one.blobs.items()}
+
+
+def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    """The largest relative error of a blob."""
+    return max(
+        float(np.linalg.norm(one[key] - other[key].reshape(one[key].shape)) / np.linalg.norm(other[key])) for key in one
+    )
+
+
+def reached(run: str | Path) -> int:
+    """The iteration that a run says it has come to."""
+    try:
+        return int(json.loads((Path(run) / ".run" / "live.json").read_text())["iteration"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def once(run: str | Path, iteration: int, act: Callable[[], None], *, ended: Callable[[], bool]) -> None:
+    """Do something as soon as a run has come so far, unless it has ended."""
+    deadline = time.monotonic() + 200
+    while reached(run) < iteration and not ended() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not ended(), "the run ended before anything could be done to it"
+    act()
+
+
+def workers_there() -> list[psutil.Process]:
+    """The processes that train now."""
+    found = psutil.process_iter(["cmdline"])
+    return [one for one in found if "RayTrainWorker" in " ".join(one.info["cmdline"] or [])]

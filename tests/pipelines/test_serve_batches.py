@@ -1,0 +1,171 @@
+"""Batches of a server: sizes follow the load, and what is lost with a replica is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pipelines.stages.serving_batches import Batches, BusyError, LostError
+
+
+class GoneError(RuntimeError):
+    """What a killed replica raises here."""
+
+
+class Model:
+    """Answers with the picture's length; `kills`: pictures that take the replica with them."""
+
+    def __init__(self, kills=(), losses=0):
+        self.calls: list[list[bytes]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.kills, self.losses = set(kills), losses
+
+    async def __call__(self, key, pictures, top):
+        self.calls.append(pictures)
+        await self.open.wait()
+        if self.kills.intersection(pictures):
+            raise GoneError
+        if self.losses:
+            self.losses -= 1
+            raise GoneError
+        return [{"key": key, "length": len(one), "top": top} for one in pictures]
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    monkeypatch.setattr("pipelines.stages.serving_batches.PAUSE", 0)
+
+
+def over(model, **limits):
+    settings = {"size": 8, "most_waiting": 100, "most_bytes": 10_000, "lost": (GoneError,), **limits}
+    return Batches(model, **settings)
+
+
+def run(test):
+    asyncio.run(asyncio.wait_for(test(), 20))
+
+
+def test_an_idle_model_gets_a_picture_at_once():
+    async def test():
+        model = Model()
+        (answer,) = await over(model).ask(("classify",), [b"abc"], 5)
+        assert answer["length"] == 3
+        assert 0 <= answer["waiting"] < 1
+        assert model.calls == [[b"abc"]]
+
+    run(test)
+
+
+def test_what_comes_while_the_model_is_busy_goes_together():
+    async def test():
+        model = Model()
+        model.open.clear()
+        batches = over(model)
+        asked = [asyncio.create_task(batches.ask(("classify",), [bytes(n)], n)) for n in range(1, 21)]
+        await asyncio.sleep(0)
+        model.open.set()
+        answers = [(await one)[0]["length"] for one in asked]
+        assert answers == list(range(1, 21))  # each its own
+        assert [len(call) for call in model.calls] == [1, 1, 8, 8, 2]
+
+    run(test)
+
+
+def test_pictures_that_are_asked_other_things_go_apart():
+    async def test():
+        model = Model()
+        batches = over(model)
+        batches.at_once = 1
+        keys = [("classify",), ("classify",), ("features", "fc"), ("classify",)]
+        asked = [asyncio.create_task(batches.ask(key, [b"1"], 1)) for key in keys]
+        assert [(await one)[0]["key"] for one in asked] == keys
+        assert [len(call) for call in model.calls] == [1, 1, 1, 1]
+
+    run(test)
+
+
+def test_a_lost_call_is_made_again():
+    async def test():
+        batches = over(Model(losses=1))
+        answers = await batches.ask(("classify",), [b"1", b"22", b"333"], 1)
+        assert [one["length"] for one in answers] == [1, 2, 3]
+        assert batches.retried == 3
+
+    run(test)
+
+
+def test_a_picture_that_kills_replicas_takes_no_other_with_it():
+    async def test():
+        model = Model(kills=[b"bad"])
+        batches = over(model)
+        batches.at_once = 1
+        good = asyncio.create_task(batches.ask(("classify",), [b"1", b"22"], 1))
+        bad = asyncio.create_task(batches.ask(("classify",), [b"bad"], 1))
+        more = asyncio.create_task(batches.ask(("classify",), [b"4444"], 1))
+        with pytest.raises(LostError, match="again and again"):
+            await bad
+        assert [one["length"] for one in await good + await more] == [1, 2, 4]
+
+    run(test)
+
+
+def test_a_full_queue_says_so_and_when_to_come_back():
+    async def test():
+        model = Model()
+        model.open.clear()
+        batches = over(model, most_waiting=3)
+        waiting = [asyncio.create_task(batches.ask(("classify",), [b"1"], 1)) for _ in range(5)]
+        await asyncio.sleep(0)
+        with pytest.raises(BusyError) as refused:
+            await batches.ask(("classify",), [b"1"], 1)
+        assert 1 <= refused.value.seconds <= 30
+        model.open.set()
+        await asyncio.gather(*waiting)
+        await batches.ask(("classify",), [b"1"], 1)
+
+    run(test)
+
+
+def test_bytes_are_counted_until_the_answer_is_there():
+    async def test():
+        batches = over(Model(), most_bytes=10)
+        for _ in range(3):
+            await batches.ask(("classify",), [bytes(8)], 1)
+        with pytest.raises(BusyError):
+            await batches.ask(("classify",), [bytes(8), bytes(3)], 1)
+
+    run(test)
+
+
+def test_a_request_that_was_given_up_is_not_computed():
+    async def test():
+        model = Model()
+        model.open.clear()
+        batches = over(model)
+        batches.at_once = 1
+        first = asyncio.create_task(batches.ask(("classify",), [b"1"], 1))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(batches.ask(("classify",), [b"22"], 1))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.sleep(0)
+        model.open.set()
+        await first
+        assert model.calls == [[b"1"]]
+        assert batches.bytes == 0
+
+    run(test)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_error_of_the_model_reaches_who_asked():
+    async def test():
+        async def broken(key, pictures, top):
+            raise MemoryError("too large")
+
+        with pytest.raises(MemoryError, match="too large"):
+            await over(broken).ask(("classify",), [b"1"], 1)
+
+    run(test)

@@ -1,0 +1,198 @@
+"""A served net whose processes die, or that is replaced, while it is asked: no request fails, none is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import requests
+
+from ops import net as nets
+from ops import weights
+from pipelines.serve import Serve
+from pipelines.stages.serving_model import served
+from pipelines.stages.serving_replica import Replica
+from tests.pipelines.serving import PATIENCE, RAW, Server, files_of, free_port, scores_of, serving
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server(ray_session, golden, tmp_path_factory):
+    with serving(golden, tmp_path_factory.mktemp("killed"), "killed") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def hat(golden):
+    return (golden / "files" / "photos" / "hat_1.jpg").read_bytes()
+
+
+class Load:
+    """Clients that ask one after the other, and what they were told: (digest, scores) or an error."""
+
+    def __init__(self, server: Server, picture: bytes, clients: int = 3):
+        self.server, self.picture, self.over = server, picture, threading.Event()
+        self.answers: list[tuple[str, list[float]]] = []
+        self.failed: list[str] = []
+        self.slowest = 0.0
+        self.threads = [threading.Thread(target=self.ask) for _ in range(clients)]
+
+    def ask(self) -> None:
+        session = requests.Session()
+        while not self.over.is_set():
+            began = time.monotonic()
+            try:
+                told = session.post(f"{self.server.url}/v1/classify?top=6", self.picture, headers=RAW, timeout=PATIENCE)
+            except requests.RequestException as error:
+                self.failed.append(repr(error))
+                continue
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            if told.status_code != 200:
+                self.failed.append(told.text)
+                continue
+            whole = told.json()
+            by_label = sorted(whole["images"][0]["top"], key=lambda one: one["label"])
+            self.answers.append((whole["weights_digest"], [one["score"] for one in by_label]))
+            time.sleep(0.02)
+
+    def more(self, count: int) -> None:
+        """Wait for so many more answers."""
+        wanted, until = len(self.answers) + count, time.monotonic() + PATIENCE
+        while len(self.answers) < wanted:
+            assert time.monotonic() < until, f"{len(self.answers)} answers, {self.failed[:3]}"
+            time.sleep(0.05)
+
+    def __enter__(self) -> Load:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def replica_pid(name: str) -> int:
+    """The process of a model's only replica."""
+    import ray
+
+    named = [one for one in ray.util.list_named_actors(all_namespaces=True) if f"::cortado.{name}." in one["name"]]
+    (replica,) = [one for one in named if one["name"].startswith("SERVE_REPLICA")]
+    actor = ray.get_actor(replica["name"], namespace=replica["namespace"])
+    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=PATIENCE))
+
+
+def front_pid(name: str) -> int:
+    import ray
+
+    from cluster import deploy
+
+    return int(ray.get(deploy.find_front(name).state.remote())["pid"])
+
+
+def test_a_killed_replica_costs_no_request(server, hat):
+    expected = scores_of(server.options, hat)
+    with Load(server, hat) as load:
+        load.more(20)
+        killed = replica_pid("killed")
+        os.kill(killed, signal.SIGKILL)
+        load.more(60)
+    assert not load.failed
+    for _, scores in load.answers:
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+    assert replica_pid("killed") != killed
+
+
+def test_a_replacement_costs_no_request_and_every_answer_is_of_one_model(server, hat, tmp_path):
+    before = scores_of(server.options, hat)
+    net = nets.load(server.options["model"], weights=server.options["weights"])
+    net.params["fc"][1].data[2] += 3
+    weights.write(net, tmp_path / "other.caffemodel")
+    options = {**server.options, "weights": str(tmp_path / "other.caffemodel")}
+    after = scores_of(options, hat)
+    assert np.abs(before - after).max() > 0.1
+    with Load(server, hat) as load:
+        load.more(20)
+        result = Serve(**options).run()
+        load.more(20)
+    assert result["replaced"]
+    assert not load.failed
+    digests = list(dict.fromkeys(digest for digest, _ in load.answers))
+    assert len(digests) == 2
+    for digest, scores in load.answers:
+        np.testing.assert_allclose(scores, before if digest == digests[0] else after, atol=1e-5)
+    assert server.get("/v1/model").json()["weights"] == ["other.caffemodel"]
+    assert Counter(digest for digest, _ in load.answers[-5:]) == {digests[1]: 5}
+
+
+def test_a_model_that_cannot_start_leaves_the_one_that_runs(server, hat):
+    from cluster import deploy
+
+    digest = server.get("/v1/model").json()["weights_digest"]
+    broken = dataclasses.replace(served(Serve(**server.options)), digest="another")
+    replicas = deploy.Replicas(1, 1, 1, False)
+    with pytest.raises(RuntimeError, match=r"feat\.caffemodel: changed since the server was started"):
+        deploy.deploy(Replica, (broken, 1, False), name="killed", replicas=replicas)
+    assert server.post("/v1/classify", hat).json()["weights_digest"] == digest
+    until = time.monotonic() + PATIENCE
+    while len(deploy.versions("killed")) > 1:  # what failed is cleared away
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_killed_front_is_back_within_seconds(server, hat):
+    killed = front_pid("killed")
+    os.kill(killed, signal.SIGKILL)
+    time.sleep(0.5)
+    server.until_ready()
+    assert front_pid("killed") != killed
+    answer = server.post("/v1/classify?top=6", hat)
+    assert answer.json()["weights_digest"] == server.get("/v1/model").json()["weights_digest"]
+
+
+@contextlib.contextmanager
+def command(folder, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`cortado serve ...` in a process of its own."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen([sys.executable, "-m", "pipelines", "serve", *arguments], cwd=folder, **pipes)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_command_serves_until_it_is_stopped(golden, tmp_path, hat, run_cli):
+    """With a Ray of its own, as a person starts it."""
+    options, name = files_of(golden, tmp_path), f"own{os.getpid()}"
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    port = free_port()
+    with command(tmp_path, *words, "--name", name, "--port", str(port), "--set", "cpus=2", "--json") as process:
+        server = Server(f"http://127.0.0.1:{port}", name, options)
+        server.until_ready()
+        answer = server.post("/v1/classify?top=6", hat).json()["images"][0]["top"]
+        assert answer[0]["label"] == int(np.argmax(scores_of(options, hat)))
+        listed = run_cli("serve", "--status", "--json")
+        (found,) = [one for one in json.loads(listed.stdout)["servers"] if one["name"] == name]
+        assert found["ready"]
+        stopped = run_cli("serve", "--stop", "--name", name, "--json")
+        assert json.loads(stopped.stdout)["stopped"], stopped.stderr
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert json.loads(out)["ended"]
+    assert [line.split(":")[0] for line in err.splitlines()] == ["serve"] * 2, err
+    with pytest.raises(requests.ConnectionError):
+        server.get("/healthz")

@@ -1,0 +1,276 @@
+"""Workers, nodes and drivers are killed at seeded iterations: the run ends with the weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ops.layers.registry import LAYERS
+from pipelines.stages import ray_training
+from tests.pipelines.ray_trainings import (
+    LINE,
+    begin,
+    digests,
+    golden_files,
+    once,
+    rows,
+    solver,
+    train,
+    workers_there,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+LAST, EVERY = 1500, 250  # iterations, and between snapshots
+MODEL = f"mine_sgd_iter_{LAST}.caffemodel"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    golden_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def long_solver(folder: Path) -> Path:
+    return solver(folder, "sgd", f"snapshot: {EVERY}", **{"max_iter: 24": f"max_iter: {LAST}"})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session, tmp_path_factory):
+    """`undisturbed(workers)`: weights and digests of a run that nothing happened to, made once."""
+    made: dict[int, tuple[bytes, list[str]]] = {}
+
+    def of(workers: int) -> tuple[bytes, list[str]]:
+        if workers not in made:
+            folder, before = tmp_path_factory.mktemp("undisturbed"), Path.cwd()
+            golden_files(folder)
+            os.chdir(folder)
+            try:
+                train(long_solver(folder), "run", workers, weights="init_cls.caffemodel")
+                made[workers] = Path(MODEL).read_bytes(), digests("run")
+            finally:
+                os.chdir(before)
+        return made[workers]
+
+    return of
+
+
+@contextlib.contextmanager
+def meanwhile(run: str, iteration: int, act: Callable[[], None]) -> Iterator[None]:
+    """Inside, a run goes on; something is done once it has come to the iteration."""
+    done = threading.Event()
+    thread = threading.Thread(target=once, args=(run, iteration, act), kwargs={"ended": done.is_set})
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def lost(told: str) -> list[tuple[int, int, float]]:
+    """Iteration, the one it went on from, seconds: of each line about it."""
+    found = re.findall(LINE, told)
+    return [
+        (int(at.replace(",", "")), int(since.replace(",", "")), float(s.replace(",", ""))) for at, since, s in found
+    ]
+
+
+# -- workers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_killed_worker_costs_seconds_and_no_bit(undisturbed, folder, seed, capsys):
+    workers, chance = 1 + seed % 2, random.Random(seed)
+    weights, batches = undisturbed(workers)
+    at = chance.randrange(100, 1000)
+    with meanwhile("run", at, lambda: chance.choice(workers_there()).kill()):
+        result = train(long_solver(folder), "run", workers, weights="init_cls.caffemodel")
+    assert result["iterations"] == LAST
+    assert digests("run") == batches
+    assert Path(MODEL).read_bytes() == weights
+    ((iteration, since, seconds),) = lost(capsys.readouterr().err)
+    assert iteration >= at
+    assert since == iteration // EVERY * EVERY or since == (iteration // EVERY - 1) * EVERY  # one was being written
+    assert result["lost"] == [{"iteration": iteration, "from": since, "seconds": seconds}]
+    assert 0 < result["time"]["lost"] <= seconds < 60
+
+
+def test_a_worker_that_hangs_is_replaced(undisturbed, folder, capsys, monkeypatch):
+    """After so many seconds as a constant says, minutes in earnest."""
+    assert 60 <= ray_training.COLLECTIVE_SECONDS <= 600
+    monkeypatch.setattr(ray_training, "COLLECTIVE_SECONDS", 5)
+    with meanwhile("run", 300, lambda: workers_there()[-1].suspend()):
+        result = train(long_solver(folder), "run", 2, weights="init_cls.caffemodel")
+    weights, batches = undisturbed(2)
+    assert (result["iterations"], digests("run")) == (LAST, batches)
+    assert Path(MODEL).read_bytes() == weights
+    assert len(lost(capsys.readouterr().err)) == 1
+
+
+# -- the driver --------------------------------------------------------------------------------------------------------
+
+
+def test_a_driver_that_is_killed_three_times_goes_on_with_the_same_command(undisturbed, folder):
+    file, chance = long_solver(folder), random.Random(7)
+    options = ["--weights", "init_cls.caffemodel", "--resume", "--set", "cpus=2", "--set", "address=local"]
+    since = 0
+    for number in range(3):
+        process = begin(file, "run", *options, cwd=folder)
+        at = since + chance.randrange(EVERY + 20, EVERY + 120)  # with a snapshot on the way
+        once("run", at, process.kill, ended=lambda one=process: one.poll() is not None)
+        _, told = process.communicate()
+        assert (number == 0) == ("going on from" not in told)
+        shutil.rmtree("run/.run")
+        since = max((int(file.stem.rpartition("_")[2]) for file in folder.glob("mine_sgd_iter_*.json")), default=0)
+    out, told = begin(file, "run", *options, cwd=folder).communicate(timeout=300)
+    result = json.loads(out)
+    assert (result["iterations"], result["lost"]) == (LAST, [])
+    since, before = result["from"], since  # workers outlive their driver for a moment, and may snapshot once more
+    assert since >= before
+    assert f"going on from mine_sgd_iter_{since}.solverstate" in told
+    assert re.search(rf"iterations {since:,} to [\d,]+ are done again: [\d.]+ s of training lost", told)
+    weights, batches = undisturbed(2)
+    assert digests("run") == batches
+    assert Path(MODEL).read_bytes() == weights
+
+
+def test_a_second_driver_is_refused_and_changes_nothing(folder):
+    file = solver(folder, "sgd", "snapshot: 500", **{"max_iter: 24": "max_iter: 1000000"})
+    first = begin(file, "run", "--set", "cpus=2", "--set", "address=local", cwd=folder)
+    once("run", 50, lambda: None, ended=lambda: first.poll() is not None)
+    before = sorted(os.listdir("run/.run")), Path("run/run.json").read_bytes()
+    second = begin(file, "run", "--resume", "--set", "cpus=2", "--set", "address=local", cwd=folder)
+    _, told = second.communicate(timeout=60)
+    assert second.returncode == 1
+    (line,) = told.splitlines()
+    assert line.startswith(f"cortado: error: run: another run is writing here (process {first.pid} on ")
+    assert (sorted(os.listdir("run/.run")), Path("run/run.json").read_bytes()) == before
+    here = begin(file, "run", "--resume", "--local", cwd=folder)
+    assert "another run is writing here" in here.communicate(timeout=60)[1]
+    first.send_signal(signal.SIGINT)
+    out, told = first.communicate(timeout=120)
+    assert first.returncode == 0, told
+    result = json.loads(out)
+    assert result["stopped"]
+    assert len(rows("run")) == result["iterations"] > 50
+
+
+# -- nodes -------------------------------------------------------------------------------------------------------------
+
+
+def node_of_a_worker(chance: random.Random) -> psutil.Process:
+    """The raylet of a node where a worker trains, but not of the head's."""
+    raylets = [one.parent() for one in workers_there()]
+    heads = {one.pid for one in psutil.process_iter(["cmdline"]) if "--head" in (one.info["cmdline"] or [])}
+    away = [one for one in raylets if one is not None and one.pid not in heads]
+    assert away, [one.cmdline() for one in raylets if one]
+    return chance.choice(sorted(away, key=lambda one: one.pid))
+
+
+def cut_off(node: psutil.Process) -> None:
+    """As a power cut: the raylet and everything that it started."""
+    for one in [node, *node.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def test_three_lost_nodes_cost_seconds_and_no_bit(cluster_of, undisturbed, folder):
+    weights, batches = undisturbed(2)
+    file, chance = long_solver(folder), random.Random(11)
+    with cluster_of(5, cpus=1) as outside:
+        for number in range(3):
+            run, options = f"run-{number}", ["--weights", "init_cls.caffemodel", "--set", f"address={outside.address}"]
+            process = begin(file, run, *options, cwd=folder)
+            at = chance.randrange(100, 1000)
+            once(
+                run,
+                at,
+                lambda: cut_off(node_of_a_worker(chance)),
+                ended=lambda one=process: one.poll() is not None,
+            )
+            out, told = process.communicate(timeout=200)
+            assert process.returncode == 0, told
+            assert json.loads(out)["iterations"] == LAST
+            ((iteration, since, seconds),) = lost(told)
+            assert iteration >= at > 0
+            assert (since % EVERY, seconds < 60) == (0, True)
+            assert digests(run) == batches
+            assert Path(MODEL).read_bytes() == weights
+            for old in folder.glob("mine_sgd_iter_*"):
+                old.unlink()
+
+
+def test_with_fewer_nodes_a_training_goes_on_with_fewer_workers(cluster_of, folder):
+    file, chance = long_solver(folder), random.Random(3)
+    with cluster_of(2, cpus=1) as outside:
+        options = ["--weights", "init_cls.caffemodel", "--set", f"address={outside.address}"]
+        process = begin(file, "run", *options, workers="{min: 1, max: 2}", cwd=folder)
+        once(
+            "run",
+            200,
+            lambda: cut_off(node_of_a_worker(chance)),
+            ended=lambda: process.poll() is not None,
+        )
+        out, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert "batch 8 = 2 workers x 4" in told
+    assert re.search(r"a worker was lost at iteration [\d,]+: beginning again with 1\n", told)
+    assert [int(row["iteration"]) for row in rows("run")] == list(range(LAST))
+    assert json.loads(out)["lost"][0]["seconds"] < 60
+
+
+# -- workers that cannot live ------------------------------------------------------------------------------------------
+
+
+def dying(folder: Path) -> Path:
+    """A solver whose net kills its process."""
+    (folder / "dies.py").write_text(DIES)
+    text = (folder / "net_cls.prototxt").read_text()
+    (folder / "net_cls.prototxt").write_text(text.replace('type: "ReLU"', 'type: "Dies"'))
+    return solver(folder, "sgd")
+
+
+def test_a_worker_that_dies_each_time_is_told_in_one_line(ray_session, folder):
+    told = r"a worker process died each time that it was started \(train\.max_failures\): killed, out of memory, or"
+    with pytest.raises(RuntimeError, match=told) as error:
+        train(dying(folder), "run", 2, code=(Path("dies.py"),), set=("train.max_failures=1",))
+    assert "\n" not in str(error.value)
+    LAYERS.pop("Dies")
+
+
+def test_a_machine_out_of_memory_is_told_in_one_line(cluster_of, folder):
+    """Ray's watch over memory stops the worker: what other processes hold counts, too."""
+    held = psutil.virtual_memory()
+    share = (held.total - held.available) / held.total
+    watched = {"RAY_memory_usage_threshold": f"{share / 2:.3f}", "RAY_memory_monitor_refresh_ms": "500"}
+    with cluster_of(1, cpus=2, env=watched) as outside:
+        options = ["--set", f"address={outside.address}", "--set", "train.max_failures=1"]
+        process = begin(long_solver(folder), "run", *options, workers=1, cwd=folder)
+        _, told = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert told.splitlines()[-1].startswith("cortado: error: a worker was stopped as its machine ran out of memory;")
+
+
+DIES = """
+import os, signal
+from ops.layers.registry import Layer, layer
+
+@layer("Dies")
+class Dies(Layer):
+    def forward(self, x):
+        if x.device.type != "meta":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x
+"""
