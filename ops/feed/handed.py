@@ -6,6 +6,7 @@ whether it is mirrored. Who carries it, and from where, is a Fetch's business.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -70,11 +71,16 @@ class Maker:
     """Makes pieces; lives where the CPUs are. ValueError or OSError where the layer's source cannot be opened."""
 
     def __init__(self, asked: Asked):
+        self.one_at_a_time = threading.Lock()
         self.tops = pick(FAMILIES, asked.spec.type, "type of data layer")(replace(asked, on_device=True))
         if isinstance(self.tops, RecordTops) and asked.options.max_bad:
             self.tops.most_bad = len(self.tops.source)  # whether they are too many is the worker's to say
 
     def make(self, piece: Piece) -> Handed:
+        with self.one_at_a_time:  # what stands in for bad records is noted on the tops
+            return self._made(piece)
+
+    def _made(self, piece: Piece) -> Handed:
         tops = self.tops
         records = tops if isinstance(tops, RecordTops) else None
         tops.bad.clear()

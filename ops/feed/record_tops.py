@@ -191,9 +191,9 @@ class RecordTops(Tops):
             return
         cuts, corners, flips, data = rows[self.tops[0]], rows[CORNERS], rows[FLIPS], out[self.tops[0]]
         if data[0].size > SMALL:
-            scratch = np.empty(cuts.shape[2:], cuts.dtype)
+            scratch = np.empty(cuts[0].size, cuts.dtype)
             for planes, corner, flip, target in zip(cuts, corners.tolist(), flips.tolist(), data, strict=True):
-                self.transform.into(planes, corner, flip, target, scratch)
+                self.transform.into(planes, (0, 0), corner, flip, target, scratch)
         else:
             self.transform.all_into(cuts, corners, flips, data)
         for top in self.tops[1:]:
@@ -224,19 +224,21 @@ class Putter:
         self.direct = not on_device and data[0].size > SMALL
         self.small = not on_device and not self.direct
         self.cuts = np.empty(data.shape, dtype) if self.small else data
-        self.scratch = np.empty((2, *data.shape[1:]), dtype) if self.direct else np.empty((2, 0))
+        self.window = np.empty(data.shape[1:], dtype) if self.direct else np.empty(0)
+        self.scratch = np.empty(0, dtype)
 
     def __call__(self, row: int, pixels: NDArray[Any], planar: bool, corner: tuple[int, int], flip: bool) -> None:
         if not self.direct:
             cut(pixels, planar, corner, self.cuts[row])
             return
-        out, (top, left) = self.data[row], corner
-        if planar:
-            planes = pixels[:, top : top + out.shape[1], left : left + out.shape[2]]
-        else:
-            planes = self.scratch[0]
-            cut(pixels, planar, corner, planes)
-        self.transform.into(planes, corner, flip, out, self.scratch[1, 0])
+        out, at = self.data[row], corner
+        if not planar:
+            cut(pixels, planar, corner, self.window)
+            pixels, at = self.window, (0, 0)
+        room = pixels.shape[0] * pixels.shape[1] * out.shape[2]
+        if flip and self.scratch.size < room:
+            self.scratch = np.empty(room, pixels.dtype)
+        self.transform.into(pixels, at, corner, flip, out, self.scratch)
 
     def end(self, corners: NDArray[np.int64], flips: NDArray[np.bool_]) -> None:
         if self.small:

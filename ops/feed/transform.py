@@ -66,6 +66,7 @@ class Transform:
         self.values = np.array(param.mean_value, np.float32)
         self.mean, self.augment = mean, augment
         self.mirrored = None if mean is None else np.ascontiguousarray(mean[:, :, ::-1])
+        self.levels: dict[Shape, Floats] = {}  # the mean values as an image, of the shape that was last asked for
 
     # -- what is random ----------------------------------------------------------------------------------------------
 
@@ -128,31 +129,44 @@ class Transform:
 
     # -- on the host -------------------------------------------------------------------------------------------------
 
-    def into(self, planes: Pixels, corner: tuple[int, int], flip: bool, out: Floats, scratch: Pixels) -> None:
-        """One record: the crop's planes, (C, h, w) at `corner` of the uncropped picture, to float32 `out`.
+    def into(
+        self, picture: Pixels, at: tuple[int, int], corner: tuple[int, int], flip: bool, out: Floats, scratch: Pixels
+    ) -> None:
+        """One record to float32 `out`, (C, h, w): the window at `at` of `picture`, (C, H, W) without gaps in memory.
 
-        `scratch`: (h, w) of the planes' type.
+        `corner` is where the window lies in the uncropped picture; `scratch`: C * H * w numbers of the picture's type.
+        One call a record where that is possible: threads wait for the interpreter between calls, not inside of one.
         """
-        top, left = corner
-        height, width = out.shape[1:]
-        if self.mean is not None and flip:
-            left = self.mean.shape[2] - width - left
-        mean = self.mirrored if flip else self.mean
-        for channel, plane in enumerate(planes):
-            target = out[channel]
-            if flip:
-                plane = cv2.flip(plane, 1, scratch) if plane.dtype == np.uint8 else plane[:, ::-1]
-            if mean is None:
-                np.copyto(target, plane)
-                if self.values.size:
-                    np.subtract(target, self.values[channel % self.values.size], out=target)
-            elif plane.dtype == np.uint8:
-                there = mean[channel, top : top + height, left : left + width]
-                cv2.subtract(plane, there, target, None, cv2.CV_32F)
-            else:
-                np.subtract(plane, mean[channel, top : top + height, left : left + width], out=target)
-            if self.scale != 1:
-                np.multiply(target, self.scale, out=target)
+        (row, column), (top, left), (_, height, width) = at, corner, out.shape
+        if flip and picture.dtype == np.uint8:
+            planes = mirrored(picture, at, out.shape, scratch)
+        else:
+            planes = picture[:, row : row + height, column : column + width]
+            planes = planes[:, :, ::-1] if flip else planes
+        mean: Floats | None
+        if self.mean is not None:
+            left = self.mean.shape[2] - width - left if flip else left
+            whole = self.mean if self.mirrored is None or not flip else self.mirrored
+            mean = whole[:, top : top + height, left : left + width]
+        else:
+            mean = self.level(out.shape) if self.values.size else None
+        if mean is None:
+            np.copyto(out, planes)
+        elif planes.dtype == np.uint8:  # OpenCV takes an array of four axes as it lies, and as one plane after another
+            cv2.subtract(planes[np.newaxis], mean[np.newaxis], out[np.newaxis], None, cv2.CV_32F)
+        else:
+            np.subtract(planes, mean, out=out)
+        if self.scale != 1:
+            np.multiply(out, self.scale, out=out)
+
+    def level(self, shape: Shape) -> Floats:
+        """The mean values as an image of (C, h, w)."""
+        found = self.levels.get(shape)
+        if found is None:
+            found = np.empty(shape, np.float32)
+            found[:] = self.values.reshape(-1, 1, 1)
+            self.levels = {shape: found}
+        return found
 
     def all_into(self, block: Pixels, corners: NDArray[np.int64], flips: NDArray[np.bool_], out: Floats) -> None:
         """Many small records at once: (n, C, h, w) crops, (n, 2) where they start, to float32 `out`."""
@@ -205,3 +219,16 @@ def cut(pixels: Pixels, planar: bool, corner: tuple[int, int], out: Pixels) -> N
         cv2.split(window, list(out))
     else:
         out[:] = window.transpose(2, 0, 1)
+
+
+def mirrored(picture: Pixels, at: tuple[int, int], shape: Shape, scratch: Pixels) -> Pixels:
+    """The window of `shape` at `at` of the planes `picture`, right to left, in `scratch`: all planes in one call.
+
+    The planes lie one under the other, so what is turned is one tall image from the first window to the last.
+    """
+    (row, column), (channels, height, width), high = at, shape, picture.shape[1]
+    tall = picture.reshape(channels * high, -1)
+    last = row + (channels - 1) * high + height
+    turned = scratch[: channels * high * width].reshape(channels * high, width)
+    cv2.flip(tall[row:last, column : column + width], 1, turned[: last - row])
+    return turned.reshape(channels, high, width)[:, :height]

@@ -185,7 +185,7 @@ class Classifier:
         planes = np.empty(out.shape, pixels.dtype)
         cut(pixels, False, corner, planes)
         if out.size > SMALL:
-            transform.into(planes, corner, False, out, np.empty(out.shape[1:], pixels.dtype))
+            transform.into(planes, (0, 0), corner, False, out, planes)
         else:
             transform.all_into(planes[np.newaxis], np.array([corner]), np.zeros(1, np.bool_), out[np.newaxis])
         return out
