@@ -52,6 +52,14 @@ def words(seed: int, purpose: str, places: NDArray[np.integer], which: Sequence[
     return _mixed(base[:, None] + numbers[None, :])
 
 
+def folded(columns: Sequence[NDArray[np.integer]]) -> NDArray[np.uint64]:
+    """One word a row out of a row of integers: another row, another word (but for one chance in 2 ** 64)."""
+    out = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        out = _mixed((out ^ column.astype(np.uint64)) * ODD + GOLDEN)
+    return out
+
+
 def uniform(drawn: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Words as numbers in [0, 1), 53 bits each."""
     return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from xxhash import xxh3_64_intdigest
 
+from ops import chance
 from ops.feed.source import Example, Source
-from ops.feed.tops import Arrays, Asked, Plan, Shape, StoppedError, Tops, label_bytes, record_digest
+from ops.feed.tops import Arrays, Asked, Plan, Shape, StoppedError, Tops, label_word
 from ops.feed.transform import Choices, OddShapeError, Transform, cut
 
 log = logging.getLogger("cortado")
@@ -69,6 +71,8 @@ class RecordTops(Tops):
             corners = self.transform.corners(planes_of(self.usual), choices, last - first)
             plan.more |= {"corners": corners, "each": list(map(tuple, corners.tolist()))}
             plan.more["flips"] = np.zeros(last - first, np.bool_) if choices.flips is None else choices.flips
+            if self.asked.digest:
+                plan.more["digests"] = self._beginnings(plan, slice(None)).tolist()
         return plan
 
     def _example(self, plan: Plan, row: int) -> Example:
@@ -150,18 +154,20 @@ class RecordTops(Tops):
         labels = out[self.tops[1]] if len(self.tops) > 1 else None
         shape, made = usual.pixels.shape, self.transform.shape(planes_of(usual))
         put = Putter(self.transform, data[begin:end], self.dtype, self.on_device)
-        total = 0
+        digests, total = plan.more.get("digests", []), 0
         for row in range(begin, end):
             if stopped():
                 raise StoppedError
             if example is None:
                 example = self._example(plan, row)
-            pixels, planar, label, _ = example
+            pixels, planar, label, stored = example
             if pixels.shape == shape and planar is usual.planar and pixels.dtype == self.dtype:
                 corner, found = corners[row], made
             else:
                 corner = corners[row] = self._corner(plan, row, example)
                 plan.more["corners"][row], found = corner, self.transform.shape(planes_of(example))
+                if self.asked.digest:
+                    digests[row] = int(self._beginnings(plan, slice(row, row + 1))[0])
             if found != data.shape[1:]:
                 raise OddShapeError(self._named(plan, row), found, data.shape[1:])
             if self.transform.augment is not None:
@@ -170,18 +176,20 @@ class RecordTops(Tops):
             if labels is not None:
                 labels[row] = label
             if self.asked.digest:
-                total += self._digest(plan, row, example)
+                total += xxh3_64_intdigest(stored, digests[row] ^ label_word(label))
             example = None
         put.end(plan.more["corners"][begin:end], flips[begin:end])
         if self.on_device:
             out[CORNERS][begin:end], out[FLIPS][begin:end] = plan.more["corners"][begin:end], flips[begin:end]
         return total
 
-    def _digest(self, plan: Plan, row: int, example: Example) -> int:
+    def _beginnings(self, plan: Plan, rows: slice) -> NDArray[np.uint64]:
+        """What the digests of some rows begin with: their places and all that was chosen for them, as one word each."""
         choices: Choices = plan.more["choices"]
-        more = choices.augments[row].tobytes() if choices.augments is not None else b""
-        corner, flip = plan.more["each"][row], float(plan.more["flips"][row])
-        return record_digest(int(plan.places[row]), example.stored, *corner, flip, label_bytes(example.label), more)
+        columns = [plan.places[rows], *plan.more["corners"][rows].T, plan.more["flips"][rows]]
+        if choices.augments is not None:
+            columns += list(choices.augments[rows].T)
+        return chance.folded(columns)
 
     # -- finishing ---------------------------------------------------------------------------------------------------
 
