@@ -46,6 +46,14 @@ class Group:
             return tensor
         return _Total.apply(tensor)  # type: ignore[no-untyped-call]
 
+    def everyones(self, own: Any) -> list[Any]:
+        """What each process has, by rank; anything that can be pickled."""
+        if self.alone:
+            return [own]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, own)
+        return found
+
     def rows(self, tensor: Tensor, batch: int, axis: int = 0) -> Tensor:
         """The whole blob from everybody's part along `axis`, in the order of the batch; without a gradient."""
         if self.alone:

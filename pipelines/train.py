@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pipelines.job import Job, say, table
+from pipelines.job import Job, say, share, table
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,13 @@ class Train(Job):
     """snapshots that stay; default: all"""
     shuffle: bool = False
     """another order each epoch, for any data layer"""
+    shuffle_blocks: bool = False
+    """the same in pieces of 1,024 neighbouring records: for data larger than memory, on disks that seek slowly"""
+    labels: str = "caffe"
+    """how the lists of ImageData layers are read: caffe (as atoi does), int, float, vector:N"""
+    max_bad: str = "0"
+    """share of the records that may be unreadable: the next good one takes the place of such a one, and RUN/errors.csv
+    lists them"""
     augment: str | None = None
     """small random changes of each image: rotate=DEGREES,translate=SHARE,scale=SHARE,brightness=SHARE,..."""
     balance: bool = False
@@ -107,6 +114,10 @@ class Train(Job):
             raise ValueError(f"--patience {self.patience}: expected 1 test or more")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"--label-smoothing {self.label_smoothing:g}: expected a share from 0 to below 1")
+        if self.shuffle and self.shuffle_blocks:
+            raise ValueError("--shuffle and --shuffle-blocks: give one of them")
+        if share(self.max_bad, "--max-bad") == 1:
+            raise ValueError("--max-bad 100%: expected less; some records must be good")
         if self.explain and self.local:
             raise ValueError("--explain compares places on a Ray cluster: leave --local out")
         if self.balance and self.class_weights == "balanced":
@@ -210,6 +221,7 @@ class Train(Job):
             "iterations": result["iterations"],
             "loss": result["loss"],
             **{f"test net {one['net']}": scores(outputs(one)) for one in result["tests"]},
+            **({"left out": f"{result['bad']:,} records  ({result['run']}/errors.csv)"} if result["bad"] else {}),
             **({"stopped": result["enough"] or "as asked; --resume goes on"} if result["stopped"] else {}),
             **({"best": best(result["best"])} if result["best"] else {}),
             "snapshot": next((name for name in reversed(result["snapshots"]) if ".caffemodel" in name), "none"),
@@ -225,9 +237,11 @@ class Train(Job):
         folder = self.run_folder or Path("runs") / self.solver.stem
         check_folder(folder, self.solver, new=not (self.resume or self.snapshot or self.looks))
         options = {
-            "shuffle": self.shuffle or None,
+            "shuffle": "blocks" if self.shuffle_blocks else self.shuffle or None,
             "augment": self.augment,
             "balance": self.balance or None,
+            "labels": self.labels if self.labels != "caffe" else None,
+            "max_bad": share(self.max_bad, "--max-bad") or None,
         }
         return Training(
             solver=str(self.solver),

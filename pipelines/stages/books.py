@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from ops.solver.solver import Step
@@ -52,6 +53,7 @@ class Books:
         self.images = 0
         self.scores: list[dict[str, Any]] = []
         self.saved: list[str] = []
+        self.bad: dict[str, str] = {}  # records that others took the place of, and why; known at the end
         self.signs = Signs.of(setup.net, setup.spec, begun=self.first)
 
     # -- an iteration ------------------------------------------------------------------------------------------------
@@ -133,7 +135,12 @@ class Books:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Snapshots are written, and seen in the run's folder."""
+        """Snapshots are written, and seen in the run's folder; so are the records that were left out."""
+        if self.s.job.feed.get("max_bad"):
+            own = {name: why for feed in self.s.feeds.values() for name, why in feed.bad.items()}
+            self.bad = {name: why for part in self.s.group.everyones(own) for name, why in part.items()}
+            if self.s.metrics is not None:
+                list_bad(self.s.folder / "errors.csv", self.bad)
         if self.s.snapshots is not None:
             self.s.snapshots.wait()
             self.s.forget_recovery()
@@ -148,6 +155,7 @@ class Books:
             "loss": self.smooth if math.isfinite(self.smooth) else None,
             "tests": self.scores,
             "snapshots": [name for name in self.saved if Path(name).exists()],  # without those that `keep` took away
+            "bad": len(self.bad),
             "stopped": stopped,
             "best": self.s.best.held,
             "enough": self.s.best.enough,
@@ -164,3 +172,10 @@ class Books:
         spent = self.clock.spent()
         moved = min(self.waited - spent["data"], spent["step"])
         return {**spent, "data": spent["data"] + moved, "step": spent["step"] - moved}
+
+
+def list_bad(file: Path, bad: Mapping[str, str]) -> None:
+    """errors.csv of a run: `record,reason`; what an earlier part of the training found stays."""
+    before = pd.read_csv(file, dtype=str).to_numpy().tolist() if file.exists() else []
+    rows = sorted({**dict(before), **bad}.items())
+    pd.DataFrame(rows, columns=["record", "reason"]).to_csv(file, index=False)
