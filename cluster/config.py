@@ -49,14 +49,14 @@ class Data(Section):
 
 
 class Range(Section):
-    """From so many to so many workers: the training goes on with what there is."""
+    """From so many to so many workers or replicas."""
 
     min: int
     max: int
 
 
 class Train(Section):
-    workers: Annotated[int | Auto | Range, number_or_range()] = "auto"
+    workers: Annotated[int | Auto | Range, number_or_range(auto=True)] = "auto"
     gpu: Annotated[bool | Auto, switch(auto=True)] = "auto"
     cpus_per_worker: Annotated[int | Auto, whole(1, auto=True)] = "auto"
     batch: Annotated[Literal["whole", "per_worker"], choice("whole", "per_worker")] = "whole"
@@ -67,8 +67,12 @@ class Train(Section):
 class Serve(Section):
     host: Annotated[str, BeforeValidator(word)] = "127.0.0.1"
     port: Annotated[int, whole(1, 65535)] = 8000
-    replicas: Annotated[int, whole(1)] = 1
+    replicas: Annotated[int | Range, number_or_range()] = 1
+    scale_up_seconds: Annotated[float, BeforeValidator(seconds)] = 5
+    scale_down_seconds: Annotated[float, BeforeValidator(seconds)] = 300
     cpus_per_replica: Annotated[int, whole(1)] = 1
+    batch_size: Annotated[int, whole(1)] = 32
+    batch_wait_seconds: Annotated[float, BeforeValidator(seconds)] = 0
     gpu: Annotated[bool | Auto, switch(auto=True)] = "auto"
 
 

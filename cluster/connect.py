@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -70,7 +71,7 @@ def connected(config: Config, *, packages: Sequence[ModuleType] = ()) -> Iterato
         yield _describe(ray, owned=False, began=None)
         return
     address = chosen(config)
-    with without_chatter(), _token_mode_restored():
+    with without_chatter(), token_mode_restored():
         try:
             if address == "local":
                 context = _start(ray, config, packages)
@@ -177,7 +178,7 @@ def _join(ray: ModuleType, config: Config, address: str, packages: Sequence[Modu
     if probe(address) and AUTH not in os.environ:
         if not token_at_hand(address):
             raise ConnectionError(f"the cluster at {address} wants Ray's token: set {AUTH}=token and RAY_AUTH_TOKEN")
-        _set_token_mode("token")
+        set_token_mode("token")
     try:
         _check_node(ray, address)
         return ray.init(
@@ -208,9 +209,13 @@ def _running_here(ray: ModuleType) -> str:
 
 
 def _travelling(config: Config, packages: Sequence[ModuleType]) -> dict[str, Any]:
-    """The runtime environment with our own code in it, unless whoever submitted this job has sent it already."""
+    """The runtime environment with our own code in it, without what whoever submitted this job has sent already."""
     given = config.runtime_env.given()
-    if "py_modules" in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "") or not packages:
+    sent = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    variables = {name: one for name, one in given.pop("env_vars", {}).items() if name not in sent.get("env_vars", {})}
+    given = {name: one for name, one in given.items() if name not in sent}  # Ray refuses what is said twice
+    given |= {"env_vars": variables} if variables else {}
+    if "py_modules" in sent or not packages:
         return given
     return {**given, "py_modules": [*packages, *given.get("py_modules", [])], "excludes": ["__pycache__/"]}
 
@@ -240,17 +245,17 @@ def _describe(ray: ModuleType, *, owned: bool, began: float | None, dashboard: s
 
 
 @contextlib.contextmanager
-def _token_mode_restored() -> Iterator[None]:
+def token_mode_restored() -> Iterator[None]:
     """Starting Ray turns its token on for this process for good; put that back, for what the process joins next."""
     before = os.environ.get(AUTH)
     try:
         yield
     finally:
         if os.environ.get(AUTH) != before:
-            _set_token_mode(before)
+            set_token_mode(before)
 
 
-def _set_token_mode(mode: str | None) -> None:
+def set_token_mode(mode: str | None) -> None:
     from ray._raylet import Config as RayConfig  # type: ignore[attr-defined]
 
     if mode is None:

@@ -13,6 +13,7 @@ import time
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from cluster.config import Range
 from cluster.connect import Connection
 from cluster.scaling import places, there
 
@@ -20,16 +21,40 @@ NAMESPACE = "cortado"
 LOOK_EVERY = 0.1  # seconds
 HEALTH_PERIOD, HEALTH_PATIENCE = 2.0, 30.0  # seconds
 FINISHING = 30.0  # seconds that a replica has for what it is working on
+MOST_CALLS = 16  # that a replica is given at once
+TARGET = 1.5  # calls that a replica has on average before there are more: a front gives each two, if it has them
+LOOK_BACK = 15.0  # seconds of load that are averaged; handles tell theirs every 10
 ERROR = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception))(?:\([\w.]+\))?: (.*)$", re.MULTILINE)
 
 
 class Replicas(NamedTuple):
     """How many there are of a model, and how large each is."""
 
-    number: int
+    least: int
+    most: int
     cpus: int  # that are kept for each
     threads: int
     gpu: bool
+    up: float = 5.0  # seconds of too much load until there are more
+    down: float = 300.0  # seconds of little load until there are fewer
+
+    def scaling(self) -> dict[str, Any]:
+        """As Ray Serve takes it: a number, or how the number follows the load."""
+        return scaling(self.least, self.most, self.up, self.down)
+
+
+def scaling(least: int, most: int, up: float, down: float) -> dict[str, Any]:
+    """num_replicas, or the autoscaling_config of a deployment."""
+    if least == most:
+        return {"num_replicas": least}
+    ends = {"min_replicas": least, "max_replicas": most, "initial_replicas": least}
+    delays = {"upscale_delay_s": up, "downscale_delay_s": down, "look_back_period_s": LOOK_BACK}
+    return {"autoscaling_config": {**ends, "target_ongoing_requests": TARGET, **delays}}
+
+
+def ends_of(asked: Any) -> tuple[int, int]:
+    """serve.replicas as (least, most)."""
+    return (asked.min, asked.max) if isinstance(asked, Range) else (asked, asked)
 
 
 def replicas_for(config: Any, connection: Connection, *, gpu: str | None = None) -> Replicas:
@@ -44,11 +69,14 @@ def replicas_for(config: Any, connection: Connection, *, gpu: str | None = None)
         said = f"--gpu {gpu}" if gpu is not None else "serve.gpu: true"
         raise ValueError(f"{said}: {there(connection)} has no GPU; --gpu none computes on CPUs")
     room = places(connection.machines, asked.cpus_per_replica, None, gpu=use)
-    if asked.replicas > room:
-        told = f"{asked.replicas} replicas of {asked.cpus_per_replica} CPUs{' and a GPU' if use else ''}"
+    least, most = ends_of(asked.replicas)
+    wanted = most if connection.owned else least  # to a cluster of others nodes may come
+    if wanted > room:
+        told = f"{wanted} replicas of {asked.cpus_per_replica} CPUs{' and a GPU' if use else ''}"
         raise ValueError(f"{told} cannot run at once: {there(connection)} has room for {room}; lower serve.replicas")
-    threads = max(asked.cpus_per_replica, connection.cpus // asked.replicas if connection.owned else 1)
-    return Replicas(asked.replicas, asked.cpus_per_replica, threads, use)
+    threads = max(asked.cpus_per_replica, connection.cpus // most if connection.owned else 1)
+    each = (asked.cpus_per_replica, threads, use)
+    return Replicas(least, most, *each, asked.scale_up_seconds, asked.scale_down_seconds)
 
 
 def ray_serve() -> Any:
@@ -69,9 +97,9 @@ def deploy(kind: type, arguments: tuple[Any, ...], *, name: str, replicas: Repli
     app = f"cortado.{name}.{max((number for number, _ in versions(name)), default=0) + 1}"
     model = serve.deployment(
         name="model",
-        num_replicas=replicas.number,
+        **replicas.scaling(),
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": int(replicas.gpu)},
-        max_ongoing_requests=16,
+        max_ongoing_requests=MOST_CALLS,
         health_check_period_s=HEALTH_PERIOD,
         health_check_timeout_s=HEALTH_PATIENCE,
         graceful_shutdown_timeout_s=FINISHING,
@@ -131,11 +159,15 @@ def newest(name: str) -> str | None:
 
 
 def handle_of(app: str) -> tuple[Any, int]:
-    """The handle of an application's deployment, and how many replicas it has."""
-    serve = ray_serve()
+    """The handle of an application's deployment, and how many replicas of it run."""
+    return ray_serve().get_app_handle(app), running_of(app)
 
-    states = serve.status().applications[app].deployments["model"].replica_states
-    return serve.get_app_handle(app), max(1, sum(states.values()))
+
+def running_of(app: str) -> int:
+    """How many replicas of an application's model run; at least 1."""
+    found = ray_serve().status().applications.get(app)
+    model = found.deployments.get("model") if found else None
+    return max(1, model.replica_states.get("RUNNING", 0)) if model else 1
 
 
 def retire(name: str, keep: str | None) -> list[str]:

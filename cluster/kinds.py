@@ -24,15 +24,16 @@ def whole(least: int, most: int | None = None, *, auto: bool = False) -> BeforeV
     return BeforeValidator(read)
 
 
-def number_or_range() -> BeforeValidator:
-    """A whole number of at least 1, {min: A, max: B}, or auto."""
+def number_or_range(*, auto: bool = False) -> BeforeValidator:
+    """A whole number of at least 1, or {min: A, max: B}."""
     expected = "a whole number from 1, {min: A, max: B} with 1 <= A <= B, or auto"
+    expected = expected if auto else "a whole number from 1, or {min: A, max: B} with 1 <= A <= B"
 
     def read(found: Any) -> Any:
         spans = isinstance(found, dict) and set(found) == {"min", "max"}
         ends: list[Any] = [found["min"], found["max"]] if spans else [found]
         whole_ones = all(isinstance(end, int) and not isinstance(end, bool) and end >= 1 for end in ends)
-        need(found == "auto" or (whole_ones and ends[0] <= ends[-1]), expected, found)
+        need((auto and found == "auto") or (whole_ones and ends[0] <= ends[-1]), expected, found)
         return found
 
     return BeforeValidator(read)

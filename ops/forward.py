@@ -27,9 +27,10 @@ class Pieces:
             try:
                 found.append(self.forward({name: blob[done : done + size] for name, blob in blobs.items()}))
                 done += size
-            except MemoryError:
+            except (MemoryError, torch.OutOfMemoryError) as error:
                 if size == 1:
-                    raise
+                    told = str(error).partition("\n")[0]
+                    raise MemoryError(told if "out of memory" in told else f"out of memory ({told})") from error
                 self.most = size // 2
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()

@@ -33,8 +33,8 @@ class Drawn(NamedTuple):
     shown: tuple[int, int]
 
 
-def filters(weights: Floats, *, most: int = 256, title: str = "") -> Drawn:
-    """The filters (outputs, channels, kernel..) of a convolution, at most `most` tiles.
+def filters(weights: Floats, *, most: int = 256, title: str | None = "") -> Drawn:
+    """The filters (outputs, channels, kernel..) of a convolution, at most `most` tiles; no title: see `grid`.
 
     Filters of three channels are tiles in colour. Of others each channel is a grey tile, a filter a row. The contrast
     of each filter is stretched over its own least and greatest weight.
@@ -57,7 +57,7 @@ def filters(weights: Floats, *, most: int = 256, title: str = "") -> Drawn:
     return Drawn(grid(tiles, title=title, subtitle=told, columns=columns, a_row=1), (rows, columns))
 
 
-def responses(maps: Floats, *, most: int = 256, title: str = "") -> Drawn:
+def responses(maps: Floats, *, most: int = 256, title: str | None = "") -> Drawn:
     """The maps (channels, height, width) of a blob, at most `most`, each stretched over its own values.
 
     A map of one value everywhere is black. A blob (channels,) is a square a number, all stretched together; axes
@@ -151,7 +151,7 @@ def stretched(values: Floats) -> Pixels:
 def grid(
     tiles: Pixels,
     *,
-    title: str,
+    title: str | None,
     subtitle: str,
     columns: int | None = None,
     a_row: int | None = None,
@@ -160,13 +160,15 @@ def grid(
     """Tiles (N, h, w) or (N, h, w, 3) in rows of `columns` (default: a picture of about 3:2), under a title.
 
     Small ones grow to about `side` pixels (default: the fewer, the larger). Rows are numbered at the left, by what they
-    begin with: a row holds `a_row` things (default: a thing a tile).
+    begin with: a row holds `a_row` things (default: a thing a tile). Without a title (None) there are only the tiles.
     """
     side = side or (LARGE if len(tiles) <= FEW else TILE)
     tiles = sized(tiles if tiles.ndim == 4 else np.repeat(tiles[..., np.newaxis], 3, axis=3), side)
     count, high, wide = tiles.shape[:3]
     columns = columns or even(count, high, wide)
     rows = math.ceil(count / columns)
+    if title is None:
+        return bare(tiles, rows, columns)
     numbers = [str(row * (a_row or columns)) for row in range(rows)]
     left = MARGIN + max(width(number, SMALL, False) for number in numbers) + 8
     top = MARGIN + TITLE + 2 * SMALL + 10
@@ -182,6 +184,17 @@ def grid(
         if column == 0:
             at = left - 8 - width(numbers[row], SMALL, False)
             write(picture, numbers[row], at, y + (high + SMALL) // 2 - 1, left - at, SMALL, PALE)
+    return picture
+
+
+def bare(tiles: Pixels, rows: int, columns: int) -> Pixels:
+    """Tiles (N, h, w, 3) in rows, with a frame of GAP pixels around each."""
+    high, wide = tiles.shape[1:3]
+    picture = np.full((rows * (high + GAP) + GAP, columns * (wide + GAP) + GAP, 3), BEHIND, np.uint8)
+    for number, one in enumerate(tiles):
+        row, column = divmod(number, columns)
+        y, x = GAP + row * (high + GAP), GAP + column * (wide + GAP)
+        picture[y : y + high, x : x + wide] = one
     return picture
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "neighbours": ("pipelines.neighbours", "Neighbours", "features -> the images that are most alike"),
     "classify": ("pipelines.classify", "Classify", "net + weights + pictures -> the classes in them"),
     "serve": ("pipelines.serve", "Serve", "net + weights -> HTTP: an API, and a page to drop pictures on"),
+    "bench-serve": ("pipelines.bench_serve", "BenchServe", "a server -> images a second, and how long answers take"),
     "plot": ("pipelines.plotting", "Plot", "runs, or logs of Caffe -> loss and accuracy in one picture"),
     "show": ("pipelines.show", "Show", "a data set or a net -> a table and pictures"),
     "time": ("pipelines.timing", "Time", "a net -> milliseconds of every layer, forward and backward"),
@@ -39,8 +40,8 @@ COMMANDS = {
     "check": ("pipelines.check", "Check", "is this list, data set, prototxt or ray_config.yaml right?"),
     "upgrade": ("pipelines.upgrade", "Upgrade", "an old net, caffemodel or solver -> Caffe's current format"),
     "status": ("pipelines.status", "Status", "nodes, CPUs, GPUs, versions, and who sees which data"),
+    "submit": ("pipelines.submit", "Submit", "any of these -> a job on a remote cluster"),
 }
-COMING = ("submit",)  # a line goes when its command comes
 USAGE = 2  # exit code of a command line that cannot be understood
 FAILED = 1  # exit code of a job that could not do its work
 
@@ -59,8 +60,6 @@ def unknown(command: str) -> str:
     from ops.names import nearest
     from pipelines.caffe_tools import TOOLS
 
-    if command in COMING:
-        return f"`cortado {command}` does not exist yet"
     near = nearest(command, [*COMMANDS, *TOOLS])
     return f"no command named '{command}'; " + (f"did you mean '{near}'?" if near else "see `cortado --help`")
 
@@ -191,7 +190,7 @@ def run(command: str, arguments: list[str]) -> int:
     try:
         result = job.run()
         finish(job, result)
-        return FAILED if result.get("ok") is False else 0
+        return int(result.get("exit", FAILED if result.get("ok") is False else 0))
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from here" if command in ("convert", "extract", "prepare", "demo") else ""
         complain(f"stopped by Ctrl-C{goes_on}")

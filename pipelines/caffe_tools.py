@@ -112,7 +112,7 @@ def extract_features(given: Given) -> list[list[str]]:
         raise ValueError(f"{kind}: expected lmdb")
     options = ["--format=lmdb", "--shards=1", f"--gpu={gpu if where[:1] == ['GPU'] else 'none'}"]
     if (batch := batch_of(net)) is not None:
-        options.append(f"--limit={int(batches) * batch}")
+        options += [f"--limit={int(batches) * batch}", "--repeat"]
     return [
         ["extract", f"--model={net}", f"--weights={weights}", f"--blobs={blob}", f"--out={database}", *options]
         for blob, database in zip(named, out, strict=True)

@@ -1,4 +1,4 @@
-"""`cortado check`: is this list, data set, prototxt, mean or ray_config.yaml right? Are a net's gradients?"""
+"""`cortado check`: is this list, data set, table of features, prototxt, mean or ray_config.yaml right? Gradients?"""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ OF_GRADIENTS = ("layer", "phase", "input", "batch", "weights", "tolerance", "cod
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Job):
-    """Check a list, a data set, a prototxt, a mean file or ray_config.yaml without running anything with it; with
-    --gradients, the backward of every layer of a net.
+    """Check a list, a data set, features, a prototxt, a mean file or ray_config.yaml without running anything with it;
+    with --gradients, the backward of every layer of a net.
 
     Of a solver it says what its numbers mean for its data: iterations an epoch, epochs until the rate falls and in all,
     images a test; and what is unusual, as a list sorted by class.
@@ -142,6 +142,30 @@ class Check(Job):
             "problems": problems + (tally(data.manifest) if data.manifest else []),
         }
 
+    def check_features(self) -> dict[str, Any]:
+        """Every part that `extract` made: checksum, count, names, finite numbers."""
+        from cluster import config
+        from pipelines.stages.feature_checking import check_parts, listed, strays
+        from pipelines.stages.feature_table import find, shape_text
+
+        found = find(self.path)
+        assert found is not None
+        with Progress("check", total=sum(one["count"] for one in found.expected if one), unit="rows") as progress:
+            cluster = config.load(self.config, self.set)
+            reports = check_parts(found, cluster, progress.update, sample=self.sample)
+        problems = [problem for report in reports for problem in report["problems"]]
+        groups = sum(report["groups"] for report in reports), max(report["largest"] for report in reports)
+        return {
+            "format": found.format,
+            "parts": len(found.names),
+            "rows": sum(report["rows"] for report in reports),
+            "checked": sum(report["checked"] for report in reports),
+            "checksums": compared(problems) if found.manifest and not self.sample else "not compared",
+            "holds": shape_text(found.blobs),
+            **({"row_groups": f"{groups[0]:,}, of up to {groups[1]:,} rows"} if found.format == "parquet" else {}),
+            "problems": problems + (tally(found.manifest) if found.manifest else []) + listed(found) + strays(found),
+        }
+
     def check_list(self) -> dict[str, Any]:
         """Odd lines, duplicates, files that are not there, classes in one lump each."""
         import numpy as np
@@ -224,11 +248,14 @@ def compared(problems: list[str]) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """What the content at a path is: dataset, list, prototxt, mean, weights or config."""
+    """What the content at a path is: dataset, features, list, prototxt, mean, weights or config."""
     from ops.records import hdf5, lmdb
+    from pipelines.stages.feature_table import find
 
     if path.name.endswith((".caffemodel", ".caffemodel.h5")) and path.is_file():
         return "weights"
+    if find(path) is not None:
+        return "features"
     if path.is_dir() or hdf5.is_hdf5(path) or lmdb.is_lmdb(path):
         return "dataset"
     if path.suffix in (".yaml", ".yml"):

@@ -56,6 +56,7 @@ class Classify(NetOptions):
     format = "parquet"
     shards = "1"
     label_kind = "caffe"
+    repeat = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

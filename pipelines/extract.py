@@ -50,6 +50,8 @@ class Extract(NetOptions):
     """replace the beginning of paths that somebody else wrote; may be given several times"""
     limit: int | None = None
     """only the first N images"""
+    repeat: bool = False
+    """where --limit asks for more images than there are: begin anew behind the last one, as extract_features does"""
     shards: str = "auto"
     """parts to write; auto: one for each 1,024 images, of large inputs and of LMDBs for each 4,096"""
     max_bad: str = "1%"
@@ -62,6 +64,8 @@ class Extract(NetOptions):
         share(self.max_bad, "--max-bad")
         if self.shards != "auto" and not (self.shards.isdigit() and int(self.shards) > 0):
             raise ValueError(f"--shards {self.shards}: expected a whole number from 1, or auto")
+        if self.repeat and self.limit is None:
+            raise ValueError("--repeat goes with --limit N: how many images in all?")
         if not self.names:
             raise ValueError("--blobs: expected names of blobs, with commas")
         if len(set(self.names)) < len(self.names):
@@ -151,6 +155,8 @@ class Extract(NetOptions):
     # -- what people see -------------------------------------------------------------------------------------------
 
     def result(self, manifest: dict[str, Any], output: FeatureOutput, facts: dict[str, Any]) -> dict[str, Any]:
+        from pipelines.stages.feature_table import readers
+
         counts = {name: manifest[name] for name in ("listed", "used", "bad", "warned", "records", "bytes")}
         return {
             "out": str(self.out),
@@ -159,6 +165,7 @@ class Extract(NetOptions):
             **counts,
             "shards": len(manifest["shards"]),
             "errors": str(self.out / "errors.csv"),
+            "read_by": readers(self.out) if manifest["format"] == "parquet" else {},
             "log": str(output.run / "log.txt"),
             **facts,
         }
@@ -172,6 +179,7 @@ class Extract(NetOptions):
             "bytes": size(result["bytes"]),
             "bad": f"{result['bad']:,} skipped, {result['warned']:,} kept with a warning"
             + (f"  (listed in {result['errors']})" if result["bad"] or result["warned"] else ""),
+            **result["read_by"],
         }
         if result.get("skipped_shards"):
             shown["skipped"] = f"{result['skipped_shards']} parts that were finished already"

@@ -53,7 +53,7 @@ class Serve(NetOptions):
     token_file: Path | None = None
     """file with a word that requests must bring (Authorization: Bearer); default: $CORTADO_SERVE_TOKEN, else none"""
     samples: Path | None = None
-    """folder of pictures that the page offers to try"""
+    """folder of pictures that the page offers to try; default: a few that the run was tested with, else ours"""
     max_body: int = 32_000_000
     """bytes of one request"""
     max_images: int = 64
@@ -160,7 +160,8 @@ class Serve(NetOptions):
         port = self.port or settings.serve.port
         bound(settings.serve.host, port).close()  # whether it is free is told before anything is started
         samples = self.samples.absolute() if self.samples else None
-        options = {"limits": limits, "token": token, "samples": samples, "size": self.batch_size or 32}
+        batches = {"size": self.batch_size or settings.serve.batch_size, "wait": settings.serve.batch_wait_seconds}
+        options = {"limits": limits, "token": token, "samples": samples, **batches}
         return FrontOptions(self.name, settings.serve.host, port, secrets.token_hex(8), **options)
 
     def begin(self, options: FrontOptions, settings: Config, model: Served, connection: Connection) -> Entry:

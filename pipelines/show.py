@@ -1,4 +1,4 @@
-"""`cortado show`: a data set as a table and a contact sheet; a net as a table, a drawing, filters and responses."""
+"""`cortado show`: a data set as a table and a contact sheet; a net as a table, a drawing, filters; features."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ NETS_ONLY = ("phase", "stage", "level", "input", "batch", "code", "draw", "filte
 
 @dataclass(frozen=True, kw_only=True)
 class Show(Job):
-    """Show a data set (a table of its records, sizes and labels, and a contact sheet) or a net (a table of its layers
-    with shapes, parameters, multiply-adds and memory; --draw, --filters, --responses: pictures).
+    """Show a data set (a table of its records, sizes and labels, and a contact sheet), a net (a table of its layers
+    with shapes, parameters, multiply-adds and memory; --draw, --filters, --responses: pictures), or features that
+    extract made (rows, blobs, the net and weights behind them, how to read them).
 
     A data set is a folder made by convert, Caffe's LMDB or LevelDB, HDF5, a list, folders of pictures, a tar, ... A net
     is a prototxt, a .caffemodel, or one of the zoo by its name: caffenet, caffenet/train_val. Multiply-adds are those
@@ -40,8 +41,8 @@ class Show(Job):
     Example: cortado show googlenet --draw googlenet.svg
     """
 
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA|NET")]
-    """what to show: a data set or a net; its kind is recognized from its content"""
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA|NET|FEATURES")]
+    """what to show: a data set, a net or features; its kind is recognized from its content"""
     sheet: Path = Path("contact-sheet.png")
     """data set: picture file to write the contact sheet to"""
     images: int = 40
@@ -109,8 +110,13 @@ class Show(Job):
             raise ValueError("--draw goes with the table; leave out --filters and --responses")
 
     def run(self) -> dict[str, Any]:
+        from pipelines.stages import feature_table
         from pipelines.stages.netshow import net_file
 
+        features = feature_table.find(Path(self.data)) if Path(self.data).exists() else None
+        if features is not None:
+            self.check_options((*SETS_ONLY, *NETS_ONLY), "features")
+            return feature_table.describe(features)
         file = net_file(self.data)
         self.check_options(NETS_ONLY if file is None else SETS_ONLY, "a data set" if file is None else "a net")
         if file is None:
@@ -122,8 +128,11 @@ class Show(Job):
             return self.show_net(file)
 
     def render(self, result: dict[str, Any]) -> Any:
+        from pipelines.stages import feature_table
         from pipelines.stages.netpage import net_page, picture_page
 
+        if "features" in result:
+            return feature_table.page(result)
         if "layers" in result:
             return net_page(result)
         return picture_page(result) if "picture" in result else dataset_page(result)

@@ -92,6 +92,8 @@ class Train(Job):
     """iterations of --lr-range; fewer are less sure"""
     detach: bool = False
     """go on in the background, whatever becomes of the terminal; cortado attach RUN looks at it"""
+    mlflow: Annotated[str | None, tyro.conf.arg(metavar="URI|FOLDER|env")] = None
+    """tell MLflow too: a tracking server, as http://host:5000, a folder, or env: what MLFLOW_TRACKING_URI says"""
     sigint_effect: Literal["stop", "snapshot", "none"] = "stop"
     """what Ctrl-C does: stop (with a snapshot), snapshot, none"""
     sighup_effect: Literal["stop", "snapshot", "none"] = "snapshot"
@@ -104,6 +106,8 @@ class Train(Job):
             raise ValueError("--lr-range and --overfit: give one of them")
         if self.detach and self.looks:
             raise ValueError("--detach is for trainings; --explain, --lr-range and --overfit take a minute")
+        if self.mlflow is not None and self.looks:
+            raise ValueError("--mlflow is for trainings, not for --explain, --lr-range and --overfit")
         if self.weights and self.snapshot:
             raise ValueError("--weights and --snapshot: a snapshot has its weights; give one of them")
         if self.resume and self.snapshot:
@@ -236,6 +240,10 @@ class Train(Job):
 
         folder = self.run_folder or Path("runs") / self.solver.stem
         check_folder(folder, self.solver, new=not (self.resume or self.snapshot or self.looks))
+        if self.mlflow is not None:
+            from ops.training.tracking import place_of
+
+            place_of(self.mlflow)  # here at once, and not when Ray has started
         options = {
             "shuffle": "blocks" if self.shuffle_blocks else self.shuffle or None,
             "augment": self.augment,
@@ -263,6 +271,7 @@ class Train(Job):
             sigint=self.sigint_effect,
             sighup=self.sighup_effect,
             code=tuple(map(str, self.code)),
+            mlflow=self.mlflow,
         )
 
     def device(self) -> torch.device:

@@ -270,6 +270,7 @@ class Loop:
             if self.s.snapshots is not None:
                 self.books.flush()
                 self.books.snapped(self.s.snapshots.take(told))
+            self.s.place.snapped(self.solver.iteration, self.books.smooth, self.s.snapshots)
 
     def recovery_due(self) -> bool:
         """Whether rank 0 wants a point to go on from, should a worker be lost."""

@@ -56,6 +56,7 @@ class Outside:
 
     address: str
     process: subprocess.Popen[str]
+    dashboard: str = ""  # its URL, where there is one
 
     def kill_node(self) -> None:
         """Take the last node away without a goodbye."""
@@ -75,17 +76,25 @@ class Outside:
 
 @pytest.fixture(scope="session")
 def cluster_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., contextlib.AbstractContextManager[Outside]]:
-    """`with cluster_of(2, cpus=1) as outside:` several nodes in processes of their own, at `outside.address`."""
+    """`with cluster_of(2, cpus=1) as outside:` several nodes in processes of their own, at `outside.address`.
+
+    With `dashboard`, Ray's dashboard and job server are at `outside.dashboard`.
+    """
 
     @contextlib.contextmanager
-    def start(nodes: int = 2, *, cpus: int = 1, env: dict[str, str] | None = None) -> Iterator[Outside]:
+    def start(
+        nodes: int = 2, *, cpus: int = 1, env: dict[str, str] | None = None, dashboard: bool = False
+    ) -> Iterator[Outside]:
         command = [sys.executable, str(TESTS / "outside_cluster.py"), str(nodes), str(cpus)]
+        command += ["dashboard"] if dashboard else []
         settings = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", **(env or {})}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         folder = tmp_path_factory.mktemp("cluster")
         with subprocess.Popen(command, cwd=folder, env=settings, text=True, **pipes) as process:
             outside = Outside("", process)
             outside.address = outside.line("address")
+            if dashboard:
+                outside.dashboard = outside.line("dashboard")
             try:
                 yield outside
             finally:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("pyproject.toml", "README.md", "LICENSE", "ops", "cluster", "pipelines")
 PACKAGE_DATA = ("cluster/ray_config.yaml", "ops/proto/caffe.proto", "ops/py.typed", "cluster/py.typed")
 PACKAGE_DATA += ("ops/zoo/lenet/deploy.prototxt", "ops/zoo/googlenet/README.md")
+PACKAGE_DATA += ("pipelines/page/index.html", "pipelines/page/looks.js", "pipelines/page/samples/cat.jpg")
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,7 @@ A writer takes parquet.Rows. Names of files are below the folder that it is give
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +20,6 @@ from ops.records import hdf5, lmdb, parquet
 from ops.records.parquet import Columns, Rows
 
 TAG = 0x35  # float_data: field 6, four bytes
-SLACK = 1 << 17  # bytes that an HDF5 file takes besides its numbers
 MOST_AXES = 3  # of an image's part of a blob: a Datum has channels, height, width
 
 
@@ -85,8 +81,9 @@ class HDF5Writer:
     """One file: a dataset a blob, named as it, `label`, and `key` or `path`; an HDF5Data layer takes the first ones."""
 
     def __init__(self, file: Path, columns: Columns):
-        self.path, self.columns, self.count, self.named = file, columns, 0, 0
-        self.file = h5py.File(file, "w", libver=("earliest", "v110"))
+        self.columns, self.count = columns, 0
+        self.sink = hdf5.Sink(file)
+        self.file = self.sink.open()
         for blob, shape in columns.blobs.items():
             rows = max(1, min(256, hdf5.CHUNK_BYTES // max(1, math.prod(shape) * np.dtype(columns.dtype).itemsize)))
             self._create(blob, shape, columns.dtype, rows)
@@ -102,30 +99,12 @@ class HDF5Writer:
         values: dict[str, Any] = {**rows.blobs, self.columns.name: np.array(rows.names, dtype=object)}
         if self.columns.label is not None:
             values["label"] = rows.labels
-        self._make_sure(rows)
-        try:
-            for name, one in values.items():
-                dataset = self.file[name]
-                dataset.resize(self.count + len(rows), axis=0)
-                dataset[self.count :] = one
-        except (OSError, RuntimeError) as error:
-            raise self._no_space(error) from error
+        for name, one in values.items():
+            dataset = self.file[name]
+            dataset.resize(self.count + len(rows), axis=0)
+            dataset[self.count :] = one
+        self.sink.check()
         self.count += len(rows)
-
-    def _make_sure(self, rows: Rows) -> None:
-        """OSError where the disk has no room for the file with these rows: on a full one HDF5 crashes the process."""
-        self.named += sum(len(name.encode()) + 32 for name in rows.names)  # kept apart, with a head each
-        whole = self.named + SLACK
-        for dataset in self.file.values():
-            chunks = -(-(self.count + len(rows)) // dataset.chunks[0])
-            whole += chunks * math.prod(dataset.chunks) * dataset.dtype.itemsize
-        if shutil.disk_usage(self.path.parent).free < whole - self.path.stat().st_size:
-            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
-
-    def _no_space(self, error: Exception) -> OSError:
-        told = " ".join(str(error).split())
-        full = "No space left" in told or "errno = 28" in told
-        return OSError(errno.ENOSPC if full else errno.EIO, "No space left on device" if full else told, str(self.path))
 
     def __enter__(self) -> HDF5Writer:
         return self
@@ -133,16 +112,12 @@ class HDF5Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self.file.close()
         try:
-            self.file.close()
-        except (OSError, RuntimeError) as failed:  # what stands on a full disk cannot be flushed
-            self.file.id.close()
-            if kind is None:
-                raise self._no_space(failed) from failed
-            return
-        if kind is None:
-            with self.path.open("rb") as opened:
-                os.fsync(opened.fileno())
+            self.sink.close()
+        except OSError:
+            if kind is None:  # else the error under way says it already
+                raise
 
 
 def blob_folders(blobs: Mapping[str, Any], name: str) -> dict[str, str]:

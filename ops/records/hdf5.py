@@ -5,7 +5,8 @@ A third dataset, `key`, holds the records' names; HDF5Data takes only the datase
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +29,92 @@ def is_hdf5(file: Path) -> bool:
         return False
 
 
+class Sink:
+    """A new file for h5py to write into. HDF5 crashes the process when a write fails, so none does: from the first
+    error on (a full disk) what is written stays in memory, and `check` raises that error. Closed, the file is synced.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.place = path, 0
+        self.error: OSError | None = None
+        self.kept: list[tuple[int, bytes]] = []  # (where, what) that is not on the disk
+        self.file = path.open("w+b", buffering=0)
+
+    def open(self) -> h5py.File:
+        return h5py.File(self, "w", libver=("earliest", "v110"))
+
+    def check(self) -> None:
+        """OSError where something could not be written."""
+        if self.error is not None:
+            raise OSError(self.error.errno, self.error.strerror, str(self.path)) from self.error
+
+    def close(self) -> None:
+        """Sync and close, after the HDF5 file; OSError where not all of it is on the disk."""
+        try:
+            if self.error is None:
+                os.fsync(self.file.fileno())
+        except OSError as error:
+            self.error = error
+        self.file.close()
+        self.check()
+
+    # -- what h5py asks of a file ----------------------------------------------------------------------------------
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        ends = [at + len(data) for at, data in self.kept] if whence == os.SEEK_END else []
+        self.place = max([self.file.seek(place, whence), *ends])
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def write(self, data: Any) -> int:
+        done, view = 0, memoryview(data).cast("B")
+        try:
+            while self.error is None and done < len(view):
+                done += os.pwrite(self.file.fileno(), view[done:], self.place + done)
+        except OSError as error:
+            self.error = error
+        if self.error is not None:
+            self.kept.append((self.place + done, bytes(view[done:])))
+        self.place += len(view)
+        return len(view)
+
+    def read(self, size: int) -> bytes:
+        data = bytearray(size)
+        return bytes(data[: self.readinto(data)])
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        read = os.preadv(self.file.fileno(), [view], self.place)
+        for at, data in self.kept:
+            first, last = max(at, self.place), min(at + len(data), self.place + len(view))
+            if first < last:
+                view[first - self.place : last - self.place] = data[first - at : last - at]
+                read = max(read, last - self.place)
+        self.place += read
+        return read
+
+    def truncate(self, size: int) -> int:
+        if self.error is None:
+            self.file.truncate(size)
+        return size
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
 class Writer:
-    """Writes (C, H, W) float32 records with their labels, a chunk at a time; the same records give the same file."""
+    """Writes (C, H, W) float32 records with their labels, a chunk at a time; the same records give the same file.
+
+    Raises OSError (ENOSPC) on a full disk.
+    """
 
     def __init__(self, file: Path):
         self.path, self.count = file, 0
         file.parent.mkdir(parents=True, exist_ok=True)
-        self.file = h5py.File(file, "w", libver=("earliest", "v110"))
+        self.sink = Sink(file)
+        self.file = self.sink.open()
         self.rows: list[NDArray[np.float32]] = []
         self.labels: list[NDArray[np.float32]] = []
         self.keys: list[bytes] = []
@@ -72,14 +152,12 @@ class Writer:
         if not self.rows:
             return
         start, stop = self.count - len(self.rows), self.count
-        try:
-            for dataset, rows in ((self.data, self.rows), (self.label, self.labels)):
-                dataset.resize(stop, axis=0)
-                dataset[start:stop] = np.stack(rows)
-            self.key.resize(stop, axis=0)
-            self.key[start:stop] = np.array(self.keys, dtype=object)
-        except OSError as error:
-            raise self._no_space(error) from error
+        for dataset, rows in ((self.data, self.rows), (self.label, self.labels)):
+            dataset.resize(stop, axis=0)
+            dataset[start:stop] = np.stack(rows)
+        self.key.resize(stop, axis=0)
+        self.key[start:stop] = np.array(self.keys, dtype=object)
+        self.sink.check()
         self.rows, self.labels, self.keys = [], [], []
 
     def close(self) -> None:
@@ -87,16 +165,8 @@ class Writer:
         if self.shape is None:
             self._create((1, 1, 1), ())
         self._flush()
-        try:
-            self.file.close()
-        except (OSError, RuntimeError) as error:
-            raise self._no_space(error) from error
-
-    def _no_space(self, error: Exception) -> OSError:
-        full = "No space left" in str(error) or "errno = 28" in str(error)
-        if full:
-            return OSError(errno.ENOSPC, "No space left on device", str(self.path))
-        return OSError(errno.EIO, " ".join(str(error).split())[:200], str(self.path))
+        self.file.close()
+        self.sink.close()
 
     def __enter__(self) -> Writer:
         return self
@@ -107,10 +177,9 @@ class Writer:
         if kind is None:
             self.close()
             return
-        try:
-            self.file.close()
-        except (OSError, RuntimeError):  # what stands on a full disk cannot be flushed; the error under way says so
-            self.file.id.close()
+        self.file.close()
+        with contextlib.suppress(OSError):  # the error under way says it already
+            self.sink.close()
 
 
 class Reader:

@@ -18,6 +18,7 @@ BIG = 0x01  # the value of this node lies in overflow pages
 SUB, DUP = 0x02, 0x04  # a named database; sorted duplicates: neither is a record
 HEAD = 16  # bytes of a page's header; a node's is half of it
 DEEPEST = 64  # levels of a tree
+LEAST = 10  # bytes of a record, with what points to it
 _META = struct.Struct("<II16x")  # magic, version; then the address and the map's size
 _TREE = struct.Struct("<IHHQQQQQ")  # page size, flags, depth, branch, leaf and overflow pages, entries, root
 _PAGE = struct.Struct("<8x2xHHH")  # flags, lower, upper
@@ -49,6 +50,8 @@ class Pages:
             raise self._damaged(f"cut short: {len(self.view):,} bytes of {(last + 1) * self.size:,}")
         if self.depth > DEEPEST or bool(self.depth) != bool(self.count):
             raise self._damaged(f"a tree of {self.depth} levels for {self.count:,} records")
+        if self.count * LEAST > len(self.view):
+            raise self._damaged(f"{len(self.view):,} bytes for {self.count:,} records")
 
     def _damaged(self, what: str) -> ValueError:
         return ValueError(f"{self.path}: damaged LMDB: {what}")

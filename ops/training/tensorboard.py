@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -81,8 +81,18 @@ def event(at: float, step: int, content: bytes) -> bytes:
 class Events:
     """The events of a run, in a new file of its folder; nowhere without a folder. What is told waits until `flush`."""
 
-    def __init__(self, folder: Path | None, *, step: int = 0):
-        """`step`: where the run begins or goes on: what earlier files tell of this and later steps becomes void."""
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        step: int = 0,
+        also: Callable[[float, int, Mapping[str, float]], None] | None = None,
+    ):
+        """`step`: where the run begins or goes on: what earlier files tell of this and later steps becomes void.
+
+        `also` is told the same: time, step, numbers by tag.
+        """
+        self.also = also
         self.heads: dict[str, bytes] = {}
         self.waiting: list[tuple[float, int, Mapping[str, float]]] = []
         self.counted = (0.0, 0.0)
@@ -110,7 +120,10 @@ class Events:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by tag at a step; cheap: nothing is encoded yet."""
         if self.file is not None:
-            self.waiting.append((time.time(), step, values))
+            now = time.time()
+            if self.also is not None:
+                self.also(now, step, values)
+            self.waiting.append((now, step, values))
             if len(self.waiting) >= HELD:
                 self.flush()
 

@@ -1,13 +1,18 @@
 "use strict";
-// The page of a served model: pictures in, answers with bars out. Everything comes from this server.
+// The page of a served net: pictures in, answers with bars out. Everything comes from this server.
 
 const $ = (id) => document.getElementById(id);
 const AT_ONCE = 4; // requests
-const MOST_MAPS = 64; // of a blob that are drawn
+const LOOK_EVERY = 2000; // milliseconds, for a server that is gone
+const FEW = 100; // pixels of a picture that is shown as it is, pixel by pixel
+const RAW = { "Content-Type": "application/octet-stream" };
+const LISTS = { top: "The most probable classes.", accurate: "As specific as it is safe to be: the value is the information in bits that is to be expected." };
 let model = null;
 let token = sessionStorage.getItem("token") || "";
 let running = 0;
+let looking = null;
 const queue = [];
+const files = new WeakMap(); // an answer -> its picture
 
 class Failure extends Error {
   constructor(words, { again = false, token = false } = {}) {
@@ -17,8 +22,16 @@ class Failure extends Error {
   }
 }
 
-// A request of this server: its answer, or a Failure in words.
-async function ask(path, options = {}) {
+// An element with text and more in it.
+function make(tag, text = "", ...parts) {
+  const made = document.createElement(tag);
+  if (text !== "") made.textContent = text;
+  made.append(...parts);
+  return made;
+}
+
+// A request of this server: the Response, or a Failure in words.
+async function request(path, options = {}) {
   const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   let answer;
   try {
@@ -27,7 +40,7 @@ async function ask(path, options = {}) {
     gone();
     throw new Failure("The server does not answer. It may have been stopped.", { again: true });
   }
-  if (answer.ok) return answer.json();
+  if (answer.ok) return answer;
   const told = await answer.json().catch(() => ({ error: `status ${answer.status}` }));
   if (answer.status === 401) {
     $("token-form").hidden = false;
@@ -37,6 +50,26 @@ async function ask(path, options = {}) {
   throw new Failure(`${words}.`, { again: answer.status === 503 || answer.status === 408 });
 }
 
+const ask = async (path, options) => (await request(path, options)).json();
+
+// An <img> with a picture of the server's, and under it what is on it.
+async function put(image, words, path, options) {
+  words.textContent = "Asking…";
+  try {
+    const answer = await request(path, options);
+    const told = answer.headers.get("x-shown");
+    const url = URL.createObjectURL(await answer.blob());
+    if (image.src) URL.revokeObjectURL(image.src);
+    image.src = url;
+    image.alt = told;
+    image.hidden = false;
+    words.textContent = told;
+  } catch (failure) {
+    image.hidden = true;
+    words.textContent = failure.message;
+  }
+}
+
 // -- the net --------------------------------------------------------------------------------------------------------
 
 async function introduce() {
@@ -44,243 +77,233 @@ async function introduce() {
     model = await ask("v1/model");
   } catch (failure) {
     $("net").textContent = failure.message;
-    if (!failure.token) setTimeout(introduce, 2000);
+    if (!failure.token) setTimeout(introduce, LOOK_EVERY);
     return;
   }
   $("token-form").hidden = true;
-  $("net").textContent = `${model.net}, ${model.classes.toLocaleString()} classes`;
-  const limits = model.limits;
-  $("limits").textContent = `JPEG, PNG, WebP, GIF, AVIF, TIFF, BMP, …: up to ${Number((limits.body_bytes / 1e6).toFixed(1))} MB and ` +
-    `${Math.floor(limits.pixels / 1e6)} million pixels each`;
-  const facts = {
-    net: model.net,
-    weights: `${model.weights.join(", ")} (${model.weights_digest.slice(0, 12)})`,
-    input: `${model.input.blob}, ${model.input.shape.join(" × ")}`,
-    classes: model.classes.toLocaleString(),
-    preprocessing: Object.entries(model.transform).map(([key, value]) => `${key} ${JSON.stringify(value)}`).join(", "),
-    blobs: Object.entries(model.blobs).map(([name, shape]) => `${name} ${shape.join("×")}`).join(", "),
-    versions: Object.entries(model.versions).map(([name, version]) => `${name} ${version}`).join(", "),
-  };
-  $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
-    const row = document.createElement("tr");
-    const head = document.createElement("th");
-    head.scope = "row";
-    head.textContent = name;
-    const cell = document.createElement("td");
-    cell.textContent = value;
-    row.append(head, cell);
-    return row;
-  }));
+  const card = await ask("v1/card").catch(() => null);
+  const run = card && card.trained ? `run ${card.trained.run}: ` : "";
+  $("net").textContent = `${run}${model.net}, ${counted(model.classes, "class", "classes")}`;
+  $("top").max = Math.min(20, model.classes);
+  const { body_bytes: body, pixels } = model.limits;
+  $("limits").textContent =
+    `JPEG, PNG, WebP, GIF, AVIF, TIFF, BMP and others, up to ${megabytes(body)} and ${Math.floor(pixels / 1e6)} million pixels each`;
+  forget();
+  await offerSamples();
 }
 
+const counted = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
+const megabytes = (bytes) => (bytes < 1e5 ? `${Number((bytes / 1e3).toFixed(1))} kB` : `${Number((bytes / 1e6).toFixed(1))} MB`);
+
 async function offerSamples() {
-  const names = await ask("samples").catch(() => []);
-  $("samples").hidden = names.length === 0;
-  $("sample-list").replaceChildren(...names.slice(0, 12).map((name) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    const image = document.createElement("img");
-    image.src = `samples/${encodeURIComponent(name)}`;
-    image.alt = `Try ${name}`;
-    button.append(image);
-    button.addEventListener("click", async () => {
-      const answer = await fetch(image.src).catch(() => null);
-      if (answer && answer.ok) add([new File([await answer.blob()], name)]);
-      else gone();
-    });
-    return button;
-  }));
+  const listed = await ask("v1/samples").catch(() => []);
+  const found = await Promise.all(listed.slice(0, 12).map(sampleOf));
+  const shown = found.filter(Boolean);
+  $("samples").hidden = shown.length === 0;
+  const own = listed.some((one) => one.own);
+  const labelled = listed.some((one) => one.label !== null);
+  $("samples-words").textContent = own ? "Ours, not of the net's own data." : labelled ? "Pictures that the net was tested with, and their labels." : "";
+  document.querySelectorAll("#sample-list img").forEach((image) => URL.revokeObjectURL(image.src));
+  $("sample-list").replaceChildren(...shown);
+}
+
+async function sampleOf(one) {
+  const answer = await request(`v1/samples/${encodeURIComponent(one.name)}`).catch(() => null);
+  if (!answer) return null;
+  const content = await answer.blob();
+  const image = make("img");
+  image.src = URL.createObjectURL(content);
+  image.addEventListener("load", () => image.classList.toggle("few", image.naturalWidth < FEW));
+  const label = one.label === null ? "" : model.names[one.label] || String(one.label);
+  image.alt = `Try ${one.name}`;
+  const button = make("button", "", image, ...(label ? [make("span", label)] : []));
+  button.type = "button";
+  button.addEventListener("click", () => add([new File([content], one.name, { type: content.type })], label));
+  return make("li", "", button);
 }
 
 // The server is gone: say so, and look until it is back.
 function gone() {
-  if (!$("banner").hidden) return;
+  if (looking) return;
   $("banner").textContent = "The server does not answer. This page looks for it again every two seconds.";
   $("banner").hidden = false;
-  const timer = setInterval(async () => {
+  looking = setInterval(async () => {
     const answer = await fetch("readyz").catch(() => null);
     if (!answer || !answer.ok) return;
-    clearInterval(timer);
+    clearInterval(looking);
+    looking = null;
     $("banner").hidden = true;
     introduce();
-    document.querySelectorAll(".again:not([hidden])").forEach((button) => button.click());
-  }, 2000);
+    again();
+  }, LOOK_EVERY);
+}
+
+function again() {
+  document.querySelectorAll(".again:not([hidden])").forEach((button) => button.click());
 }
 
 // -- pictures -------------------------------------------------------------------------------------------------------
 
-function add(files) {
-  for (const file of files) {
+function add(chosen, label = "") {
+  for (const file of chosen) {
     const item = $("answer").content.firstElementChild.cloneNode(true);
-    const image = item.querySelector("img");
+    const image = item.querySelector("figure img");
+    const name = file.name || "pasted picture";
+    files.set(item, file);
     image.src = URL.createObjectURL(file);
-    image.alt = file.name || "pasted picture";
-    image.addEventListener("error", () => { image.hidden = true; });
-    item.querySelector("figcaption").textContent = file.name || "pasted picture";
-    item.querySelector(".again").addEventListener("click", () => send(item, file));
+    image.alt = name;
+    image.addEventListener("load", () => image.classList.toggle("few", image.naturalWidth < FEW));
+    image.addEventListener("error", () => {
+      image.hidden = true;
+      item.querySelector(".unseen").hidden = false;
+    });
+    item.dataset.name = name;
+    item.querySelector("figcaption").textContent = label ? `${name}, labelled “${label}”` : name;
+    item.querySelector(".again").addEventListener("click", () => send(item));
     item.querySelector(".away").addEventListener("click", () => remove(item));
+    item.querySelector(".away").setAttribute("aria-label", `Remove ${name}`);
     tabs(item);
-    maps(item, file);
+    maps(item);
     $("answers").prepend(item);
-    send(item, file);
+    send(item);
   }
   $("bar").hidden = $("answers").children.length === 0;
 }
 
 function remove(item) {
-  URL.revokeObjectURL(item.querySelector("img").src);
+  for (const image of item.querySelectorAll("img[src]")) URL.revokeObjectURL(image.src);
   const next = item.nextElementSibling || item.previousElementSibling;
   item.remove();
   (next ? next.querySelector(".away") : $("files")).focus();
   $("bar").hidden = $("answers").children.length === 0;
 }
 
-function send(item, file) {
+function send(item) {
   item.classList.remove("failed");
+  item.classList.add("waiting");
   item.querySelector(".again").hidden = true;
   item.querySelector(".state").hidden = false;
   item.querySelector(".state").textContent = "Waiting for the answer…";
-  queue.push([item, file]);
+  queue.push(item);
   next();
 }
 
 function next() {
   while (running < AT_ONCE && queue.length) {
-    const [item, file] = queue.shift();
     running += 1;
-    answer(item, file).finally(() => { running -= 1; next(); });
+    answer(queue.shift()).finally(() => { running -= 1; next(); });
   }
 }
 
-async function answer(item, file) {
+async function answer(item) {
+  const file = files.get(item);
   try {
     if (model && file.size > model.limits.body_bytes) {
-      const most = (model.limits.body_bytes / 1e6).toLocaleString();
-      throw new Failure(`This file has ${(file.size / 1e6).toFixed(1)} MB, the server takes ${most} MB.`);
+      throw new Failure(`This file has ${megabytes(file.size)}, the server takes ${megabytes(model.limits.body_bytes)}.`);
     }
     const top = Math.min(20, Math.max(1, Number($("top").value) || 5));
-    const headers = { "Content-Type": "application/octet-stream" };
-    const told = await ask(`v1/classify?top=${top}`, { method: "POST", headers, body: file });
+    const told = await ask(`v1/classify?top=${top}`, { method: "POST", headers: RAW, body: file });
     show(item, told);
+    if (model && told.weights_digest !== model.weights_digest) {
+      model.weights_digest = told.weights_digest; // another model answers now
+      introduce();
+    }
   } catch (failure) {
     fail(item, failure);
   }
+  item.classList.remove("waiting");
 }
 
 function fail(item, failure) {
+  const words = failure.message.replace(/^#0: (.)/, (_, first) => first.toUpperCase());
   item.classList.add("failed");
-  item.querySelector(".state").textContent = failure.message.replace(/^#0: /, "");
+  item.querySelector(".state").textContent = words;
   item.querySelector(".again").hidden = !failure.again;
-  $("said").textContent = `${item.querySelector("figcaption").textContent}: ${failure.message}`;
+  $("said").textContent = `${item.dataset.name}: ${words}`;
 }
 
 function show(item, told) {
   const [one] = told.images;
-  item.querySelector(".state").hidden = !one.warning;
-  item.querySelector(".state").textContent = one.warning ? `Note: ${one.warning}.` : "";
-  fill(item.querySelector('.classes[data-list="top"]'), one.top.map((entry) => [entry.name, entry.score]), 1);
+  const state = item.querySelector(".state");
+  state.hidden = !one.warning;
+  state.textContent = one.warning ? `Note: ${one.warning}.` : "";
+  fill(item, "top", one.top.map((entry) => [entry.name, entry.score]), 1, percent);
   const sure = (one.accurate || []).map((entry) => [entry.name, entry.value]);
-  item.querySelector(".tabs").hidden = sure.length === 0;
-  fill(item.querySelector('.classes[data-list="accurate"]'), sure, Math.max(1e-9, ...sure.map(([, value]) => value)));
+  fill(item, "accurate", sure, Math.max(1e-9, ...sure.map(([, value]) => value)), (value) => `${value.toFixed(2)} bits`);
+  const tabbed = item.querySelector(".tabs");
+  tabbed.hidden = sure.length === 0;
+  item.querySelectorAll(".about").forEach((words) => { words.hidden = tabbed.hidden; });
   const ms = told.ms;
   item.querySelector(".times").textContent = `${ms.all.toFixed(0)} ms: waiting ${ms.waiting.toFixed(1)}, decoding ` +
-    `${ms.decoding.toFixed(1)}, forward ${ms.forward.toFixed(1)}; a batch of ${told.batch}`;
-  item.querySelector(".maps").hidden = spatial().length === 0;
-  $("said").textContent = `${item.querySelector("figcaption").textContent}: ${one.top[0].name}`;
+    `${ms.decoding.toFixed(1)}, forward ${ms.forward.toFixed(1)}; ${told.batch === 1 ? "alone" : `with ${told.batch - 1} more`} in its batch`;
+  item.querySelector(".maps").hidden = false;
+  $("said").textContent = `${item.dataset.name}: ${one.top[0].name}, ${percent(one.top[0].score)}`;
 }
 
-function fill(list, entries, most) {
-  list.replaceChildren(...entries.map(([name, value]) => {
-    const row = document.createElement("li");
-    const label = document.createElement("span");
+const percent = (value) => `${(100 * value).toFixed(1)} %`;
+
+function fill(item, which, entries, most, written) {
+  item.querySelector(`.classes[data-list="${which}"]`).replaceChildren(...entries.map(([name, value]) => {
+    const label = make("span", name);
     label.className = "name";
-    label.textContent = name;
-    const score = document.createElement("span");
+    const score = make("span", value === null ? "not a number" : written(value));
     score.className = "score";
-    score.textContent = most === 1 ? `${(100 * value).toFixed(1)} %` : value.toFixed(2);
-    const track = document.createElement("span");
-    track.className = "track";
-    track.setAttribute("aria-hidden", "true");
     const drawing = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    drawing.setAttribute("class", "track");
+    drawing.setAttribute("aria-hidden", "true");
     const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect");
     bar.setAttribute("height", "100%");
     bar.setAttribute("width", `${Math.max(0, Math.min(100, (100 * value) / most))}%`);
     drawing.append(bar);
-    track.append(drawing);
-    row.append(label, score, track);
-    return row;
+    return make("li", "", label, score, drawing);
   }));
 }
 
+let made = 0; // tabs so far: their panels need names
+
 function tabs(item) {
   const buttons = [...item.querySelectorAll('[role="tab"]')];
+  const panels = [...item.querySelectorAll(".list")];
+  made += 1;
   const choose = (chosen) => {
-    buttons.forEach((button) => {
+    buttons.forEach((button, place) => {
       button.setAttribute("aria-selected", String(button === chosen));
       button.tabIndex = button === chosen ? 0 : -1;
+      panels[place].hidden = button !== chosen;
     });
-    item.querySelectorAll(".classes").forEach((list) => { list.hidden = list.dataset.list !== chosen.dataset.list; });
   };
   buttons.forEach((button, place) => {
+    panels[place].id = `panel-${made}-${button.dataset.list}`;
+    panels[place].querySelector(".about").textContent = LISTS[button.dataset.list];
+    button.setAttribute("aria-controls", panels[place].id);
     button.addEventListener("click", () => choose(button));
     button.addEventListener("keydown", (event) => {
-      if (event.key !== "ArrowRight" && event.key !== "ArrowLeft") return;
-      const other = buttons[(place + 1) % buttons.length];
+      const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -place, End: buttons.length - 1 - place };
+      if (!(event.key in steps)) return;
+      event.preventDefault();
+      const other = buttons[(place + steps[event.key] + buttons.length) % buttons.length];
       choose(other);
       other.focus();
     });
   });
+  choose(buttons[0]);
 }
 
-// -- feature maps ---------------------------------------------------------------------------------------------------
-
-const spatial = () => (model ? Object.keys(model.blobs).filter((name) => model.blobs[name].length === 3) : []);
-
-function maps(item, file) {
+// What the net makes of this picture, blob by blob.
+function maps(item) {
   const details = item.querySelector(".maps");
   const select = details.querySelector("select");
-  const words = details.querySelector("p");
-  const draw = async () => {
-    words.textContent = "Asking…";
-    try {
-      const headers = { "Content-Type": "application/octet-stream" };
-      const path = `v1/features?blobs=${encodeURIComponent(select.value)}`;
-      const told = await ask(path, { method: "POST", headers, body: file });
-      const planes = told.images[0].blobs[select.value];
-      paint(details.querySelector("canvas"), planes.slice(0, MOST_MAPS));
-      const some = planes.length > MOST_MAPS ? `the first ${MOST_MAPS} of ` : "";
-      words.textContent = `${some}${planes.length} maps of ${planes[0].length} × ${planes[0][0].length}, each from its lowest to its highest value`;
-    } catch (failure) {
-      words.textContent = failure.message;
-    }
-  };
+  const draw = () => put(details.querySelector("img"), details.querySelector(".words"),
+    `v1/maps?blob=${encodeURIComponent(select.value)}`, { method: "POST", headers: RAW, body: files.get(item) });
   select.addEventListener("change", draw);
   details.addEventListener("toggle", () => {
-    if (!details.open || select.options.length) return;
-    select.replaceChildren(...spatial().map((name) => new Option(name, name)));
-    const second = spatial()[1];
-    if (second) select.value = second;
+    if (!details.open || !model) return;
+    const names = Object.keys(model.blobs);
+    if (names.join() === [...select.options].map((option) => option.value).join()) return;
+    select.replaceChildren(...names.map((name) => new Option(`${name}, ${model.blobs[name].join(" × ")}`, name)));
+    const first = names.find((name) => name !== model.input.blob && model.blobs[name].length === 3);
+    if (first) select.value = first;
     draw();
-  });
-}
-
-function paint(canvas, planes) {
-  const [height, width] = [planes[0].length, planes[0][0].length];
-  const across = Math.ceil(Math.sqrt(planes.length));
-  canvas.width = across * (width + 1);
-  canvas.height = Math.ceil(planes.length / across) * (height + 1);
-  canvas.style.width = `${Math.max(canvas.width, Math.min(512, canvas.width * 8))}px`;
-  const context = canvas.getContext("2d");
-  planes.forEach((plane, place) => {
-    const values = plane.flat();
-    const low = values.reduce((a, b) => Math.min(a, b), Infinity);
-    const high = values.reduce((a, b) => Math.max(a, b), -Infinity);
-    const pixels = context.createImageData(width, height);
-    values.forEach((value, at) => {
-      const grey = high > low ? (255 * (value - low)) / (high - low) : 0;
-      pixels.data.set([grey, grey, grey, 255], 4 * at);
-    });
-    context.putImageData(pixels, (place % across) * (width + 1), Math.floor(place / across) * (height + 1));
   });
 }
 
@@ -291,10 +314,10 @@ $("files").addEventListener("change", (event) => {
   event.target.value = "";
 });
 document.addEventListener("paste", (event) => {
-  const files = [...event.clipboardData.files];
-  if (files.length) {
+  const pasted = [...event.clipboardData.files];
+  if (pasted.length) {
     event.preventDefault();
-    add(files);
+    add(pasted);
   }
 });
 document.addEventListener("dragover", (event) => {
@@ -311,12 +334,12 @@ document.addEventListener("drop", (event) => {
   else $("said").textContent = "What was dropped holds no file.";
 });
 $("clear").addEventListener("click", () => [...$("answers").children].forEach(remove));
+$("top").addEventListener("change", () => [...$("answers").children].forEach(send));
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   token = $("token").value.trim();
   sessionStorage.setItem("token", token);
-  introduce().then(() => document.querySelectorAll(".again:not([hidden])").forEach((button) => button.click()));
+  introduce().then(again);
 });
 
-introduce();
-offerSamples();
+document.addEventListener("DOMContentLoaded", introduce);

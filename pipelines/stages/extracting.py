@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 
 from ops import shared_blobs
 from ops.net import Net
 from ops.records import features, lmdb, parquet
+from ops.records.feature_parts import Tally, as_stored
 from ops.records.hdf5 import is_hdf5
 from ops.records.parquet import Columns, Rows
 from ops.training.step import set_precision
@@ -102,7 +102,7 @@ def write_part(extractor: Extractor, number: int, run: Path, format: str) -> Par
 
 def fill(extractor: Extractor, done: Part, folder: Path, format: str, notes: Notes) -> None:
     """Write a part's rows, in groups, beside the forward of the next ones; keep account of them."""
-    setup, total = extractor.setup, xxhash.xxh3_64()
+    setup, tally = extractor.setup, Tally()
     group = Group(setup.columns)
     with (
         features.WRITERS[format](folder, setup.columns, setup.facts) as writer,
@@ -112,7 +112,7 @@ def fill(extractor: Extractor, done: Part, folder: Path, format: str, notes: Not
 
         def write(rows: Rows) -> None:
             writer.put(rows)
-            add_up(total, rows)
+            tally.add(as_stored(rows, setup.columns, format))
 
         def hand_over(rows: Rows) -> None:
             nonlocal pending
@@ -123,7 +123,7 @@ def fill(extractor: Extractor, done: Part, folder: Path, format: str, notes: Not
             done.writing += time.perf_counter() - began
 
         for rows, records in extractor.rows(done.shard):
-            account(extractor, done, rows, records)
+            account(extractor, done, records)
             for full in group.add(rows):
                 hand_over(full)
             notes.tell(done.lines)
@@ -134,10 +134,10 @@ def fill(extractor: Extractor, done: Part, folder: Path, format: str, notes: Not
         done.writing += time.perf_counter() - began
     done.count = writer.count
     done.bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    done.checksum = total.hexdigest()
+    done.first_key, done.last_key, done.checksum = tally.first, tally.last, tally.checksum()
 
 
-def account(extractor: Extractor, done: Part, rows: Rows, records: list[Any]) -> None:
+def account(extractor: Extractor, done: Part, records: list[Any]) -> None:
     """Count a batch's records, and list the bad and the odd ones."""
     start = extractor.setup.cuts[done.shard] + done.lines
     reader = extractor.source.reader
@@ -150,17 +150,6 @@ def account(extractor: Extractor, done: Part, rows: Rows, records: list[Any]) ->
         else:
             done.warned.append((*odd, str(note.warning)))
     done.lines += len(records)
-    if len(rows):
-        done.first_key, done.last_key = done.first_key or rows.names[0], rows.names[-1]
-
-
-def add_up(total: Any, rows: Rows) -> None:
-    """Names, labels and numbers, in this order, into the checksum."""
-    total.update("\0".join(rows.names).encode())
-    if rows.labels is not None:
-        total.update(np.ascontiguousarray(rows.labels).astype(np.float64).tobytes())
-    for values in rows.blobs.values():
-        total.update(np.ascontiguousarray(values).data.cast("B"))
 
 
 class Group:

@@ -183,6 +183,37 @@ class Records:
         self.source.close()
 
 
+class Repeated:
+    """`count` records of a reader, which begins anew behind its last one."""
+
+    def __init__(self, reader: Records, count: int):
+        self.reader, self.count, self.once = reader, count, len(reader)
+        self.column, self.row_shape = reader.column, reader.row_shape
+
+    def __len__(self) -> int:
+        return self.count
+
+    def locate(self, indices: NDArray[np.int64]) -> Sequence[Any]:
+        return self.reader.locate(indices % self.once)
+
+    def read(self, where: Any) -> tuple[Example, str | None]:
+        return self.reader.read(where)
+
+    def names(self, start: int, stop: int) -> list[bytes]:
+        out: list[bytes] = []
+        while start < stop:
+            first = start % self.once
+            out += self.reader.names(first, min(self.once, first + stop - start))
+            start += min(self.once, first + stop - start) - first
+        return out
+
+    def number(self, index: int) -> int:
+        return self.reader.number(index % self.once)
+
+    def close(self) -> None:
+        self.reader.close()
+
+
 def pixels_of(example: Example) -> NDArray[Any]:
     """(H, W, C)"""
     return example.pixels.transpose(1, 2, 0) if example.planar else example.pixels

@@ -31,7 +31,7 @@ from pipelines.stages.feature_sources import Input, ListedInput, MemoryInput, Re
 from pipelines.stages.featuring import Setup, item_shape
 from pipelines.stages.output import read_manifest, write_json
 from pipelines.stages.paths import root_of
-from pipelines.stages.plan import Plan, order_of, row_type, shard_count
+from pipelines.stages.plan import Plan, row_type, shard_count
 from pipelines.stages.run_folder import net_digest
 
 RECORDS = ("dataset", "lmdb", "leveldb", "hdf5")
@@ -126,19 +126,26 @@ class Prepared:
             reader = found.open()
             source.count = len(reader)
             reader.close()
+            if job.repeat:
+                found = replace(found, repeated=job.limit)
             labels: Any = np.zeros(0, np.int32)
         else:
             resize = ("exact", *look.resize) if look.resize is not None else None
             recipe = Recipe(
                 root=source.root, gray=look.gray, resize=resize, all_formats=True, max_pixels=job.max_pixels
             )
-            found = MemoryInput(source.listed, min(source.count, job.limit or source.count), recipe)
+            found = MemoryInput(source.listed, self.wanted(), recipe)
             labels = source.listed.labels
         if not source.count:
             raise ValueError(f"{source.word}: no images in it")
-        count = min(source.count, job.limit or source.count)
+        count = self.wanted()
         shards = part_count(job.shards, count, job.format)
         return found, Plan(folder, count, shards, source.digest, self.content(), row_type(labels))
+
+    def wanted(self) -> int:
+        """How many images, those that come again with --repeat too."""
+        there, limit = self.source.count, self.job.limit
+        return there if limit is None else limit if self.job.repeat else min(there, limit)
 
     def content(self) -> dict[str, Any]:
         """What decides the numbers, for a resume to compare."""
@@ -157,7 +164,8 @@ class Prepared:
     def write_plan(self) -> None:
         """What the workers read of it, and what a resume must match."""
         if self.source.listed is not None:
-            self.plan.write(self.source.listed, order_of(self.plan.count, shuffle=False, seed=0), 1)
+            there = self.source.count
+            self.plan.write(self.source.listed, lambda places: places % there, 1)
             return
         self.plan.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.plan.folder / "plan.json", self.plan.facts())

@@ -21,7 +21,7 @@ from ops.feed.transform import Choices, Transform
 from ops.inputs import recognize
 from ops.recipe import Line, Recipe, reason
 from ops.records.image_list import ImageList
-from pipelines.stages.feature_readers import Listed, Reader, Records, pixels_of
+from pipelines.stages.feature_readers import Listed, Reader, Records, Repeated, pixels_of
 from pipelines.stages.plan import Plan
 
 BAD = (ValueError, OSError, cv2.error)
@@ -171,7 +171,7 @@ class ListedInput:
 
 @dataclass(frozen=True, eq=False)
 class MemoryInput:
-    """The first `count` lines of a list that is in memory."""
+    """`count` lines of a list that is in memory, which begins anew behind its end."""
 
     listed: ImageList
     count: int
@@ -182,12 +182,15 @@ class MemoryInput:
         return Listed(self.count, self.lines, self.recipe)
 
     def lines(self, start: int, stop: int) -> list[Line]:
-        listed = self.listed
-        labels = listed.labels[start:stop]
+        listed, places = self.listed, np.arange(start, stop)
+        lines = places % len(self.listed)
+        labels = listed.labels[lines]
         values = labels.tolist() if labels.ndim == 1 else list(labels)
         return [
-            Line(place, path, value, 1, place + 1, listed.bad.get(place))
-            for place, path, value in zip(range(start, stop), listed.paths(slice(start, stop)), values, strict=True)
+            Line(place, path, value, 1, line + 1, listed.bad.get(line))
+            for place, line, path, value in zip(
+                places.tolist(), lines.tolist(), listed.paths(lines), values, strict=True
+            )
         ]
 
 
@@ -201,11 +204,13 @@ class RecordInput:
     resize: tuple[int, int] | None = None
     blob: str = "data"  # the net's input, for HDF5
     max_pixels: int = 100_000_000
+    repeated: int | None = None  # records in all, again from the first one behind the last
     column = "key"
 
     def open(self) -> Reader:
         parser = database.Parser(color=self.color, gray=self.gray, max_pixels=self.max_pixels)
-        return Records(self.found, parser, self.resize, self.blob)
+        found = Records(self.found, parser, self.resize, self.blob)
+        return found if self.repeated is None else Repeated(found, self.repeated)
 
 
 Input = ListedInput | MemoryInput | RecordInput

@@ -94,7 +94,7 @@ class Extractor:
         where = f"layer {setup.image!r}"
         self.feed = Feed(tops, where, part=(0, 1), position=0, threads=threads, ahead=None, device=device)
         self.shape = tops.shapes[setup.image][1:]
-        self.forward = Pieces(self.net)
+        self.forward = Pieces(self._kept)
         self.needs_labels = [name for name in setup.labels if name in net.needed]
         self.seconds = Seconds()
 
@@ -147,27 +147,35 @@ class Extractor:
         return {name: np.empty((0, *shape), columns.dtype) for name, shape in columns.blobs.items()}
 
     def _features(self, data: Tensor, labels: Any) -> dict[str, Any]:
+        """An array of numpy a blob; as many images at a time as memory allows."""
+        inputs = {self.setup.image: data}
+        for name in self.needs_labels:
+            inputs[name] = torch.as_tensor(np.asarray(labels, np.float32)).to(self.device)
+        with torch.inference_mode():
+            return {name: values.numpy() for name, values in self.forward(inputs).items()}
+
+    def _kept(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is kept of each blob, in this machine's memory, of some images and their labels."""
+        data = given[self.setup.image]
         count, crops = len(data), self.setup.crops
         if self.setup.crop is not None:
             data = torch.stack(ten_crops(data, *self.setup.crop), 1)
-        data = data.reshape(count * crops, *self.setup.shape)
-        inputs = {self.setup.image: data}
+        inputs = {self.setup.image: data.reshape(count * crops, *self.setup.shape)}
         for name in self.needs_labels:
-            known = torch.as_tensor(np.asarray(labels, np.float32)).to(self.device)
-            inputs[name] = known.repeat_interleave(crops, 0).reshape(count * crops, *self.setup.labels[name])
-        with torch.inference_mode():
-            found = self.forward(inputs)
-            return {name: self._kept(found[name], name, count, crops) for name in self.setup.blobs}
+            repeated = given[name].repeat_interleave(crops, 0)
+            inputs[name] = repeated.reshape(count * crops, *self.setup.labels[name])
+        found = self.net(**inputs)
+        return {name: self._stored(found[name], name, count, crops) for name in self.setup.blobs}
 
-    def _kept(self, values: Tensor, name: str, count: int, crops: int) -> Any:
-        """Pooled, averaged over crops, in the type that is stored: an array of numpy."""
+    def _stored(self, values: Tensor, name: str, count: int, crops: int) -> Tensor:
+        """Pooled, averaged over crops, in the type that is stored."""
         if self.setup.pool != "none" and values.dim() > 2:
             spatial = values.flatten(2)
             values = spatial.mean(2) if self.setup.pool == "mean" else spatial.amax(2)
         values = values.reshape(count, crops, *self.setup.columns.blobs[name])
         kept = values.mean(1) if crops > 1 else values[:, 0]
         kind = torch.float16 if self.setup.columns.dtype == "float16" else torch.float32
-        return kept.to("cpu", kind).contiguous().numpy()
+        return kept.to("cpu", kind).contiguous()
 
     def close(self) -> None:
         self.feed.close()

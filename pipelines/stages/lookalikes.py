@@ -47,6 +47,7 @@ class Recorded:
     label_kind: str = "caffe"
     batch_size: int | None = 1
     limit: int | None = None
+    repeat: bool = False
 
 
 def recorded(facts: dict[str, Any]) -> Recorded:

@@ -3,6 +3,7 @@
 RUN/.driver.lock while a driver is at work in the folder (RUN/.lock is rank 0's)
 RUN/.run/        while a run is under way: what it asks (a request), what it says (live.json, events), why it failed
 RUN/.recovery/   where to go on after a lost worker: newer than the last snapshot
+RUN/.ray/        Ray Train's own notes and the snapshots as its checkpoints (stages/ray_checkpoints.py)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.job import say
+from pipelines.stages import ray_checkpoints
 from pipelines.stages.held import held
 from pipelines.stages.run_folder import read_json, write_json
 from pipelines.stages.setup import Place, Training
@@ -131,6 +133,7 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
     from ops import user_frames
     from ops.parallel import Group
     from pipelines.job import one_line
+    from pipelines.stages.ray_checkpoints import Checkpoints
     from pipelines.worker import train
 
     os.chdir(config["cwd"])
@@ -141,9 +144,10 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
     messages = Messages(Path(job.run))
     if messages.failure() is not None:
         return None
-    if (messages.folder / "began").exists():  # a worker was lost: all begin again where the run stands
-        job = replace(job, resume=True, snapshot=None, weights=job.weights)
     place = Place(Group(rank, world), get_device(), signals=False, threads=config["feed_threads"])
+    lost = float(rank == 0 and (messages.folder / "began").exists())  # only rank 0 knows: it is who makes the file
+    if place.group.sum(torch.tensor([lost], device=place.device)).item():
+        job = replace(job, resume=True, snapshot=None)  # a worker was lost: all begin again where the run stands
     place.data_where = config["data_where"]
     place.recovery_seconds = config["recovery_seconds"]
     place.patience = 60  # seconds: a worker that is replaced may take a while to be gone
@@ -151,11 +155,16 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
         place.requests, place.report = messages.requests(), messages.report
         messages.report({"event": "begin", "world": world, "pid": os.getpid()})
         (messages.folder / "began").touch()
+    checkpoints = Checkpoints(
+        place.group, place.device, lambda line: messages.report({"event": "sign", "lines": [line]})
+    )
+    place.snapped = checkpoints.take
     trace: list[str] = []
     try:
         with user_frames.told("", trace.append):
             config["code"].load()
             result = train(job, place)
+        checkpoints.close()
     except (ValueError, OSError, MemoryError) as error:
         messages.fail(one_line(error), "\n".join(trace))
         raise
@@ -205,7 +214,8 @@ def train_on_ray(
     run = Path(job.run)
     messages = Messages(run)
     messages.begin()
-    storage = run.resolve() / ".ray"
+    storage, name = run.resolve() / ".ray", f"train-{uuid.uuid4().hex[:12]}"
+    shutil.rmtree(storage, ignore_errors=True)
     config = {
         "job": asdict(job),
         "code": code,
@@ -222,7 +232,7 @@ def train_on_ray(
         torch_config=TorchConfig(backend=None if gpu else "gloo", timeout_s=COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=each),
         run_config=RunConfig(
-            name=f"train-{uuid.uuid4().hex[:12]}",  # a name of its own: Ray would resume a run of the same name unasked
+            name=name,  # one of its own: Ray would resume a run of the same name unasked
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=max_failures),
             worker_runtime_env={"env_vars": KEEP_MEMORY},
@@ -232,7 +242,7 @@ def train_on_ray(
     try:
         return follow(trainer, messages, live, asked, leave=leave)
     finally:
-        shutil.rmtree(storage, ignore_errors=True)
+        ray_checkpoints.keep(storage, name)
 
 
 def wait_for_room(workers: int, each: dict[str, int]) -> None:

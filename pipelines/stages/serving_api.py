@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
+import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
@@ -21,11 +21,23 @@ import pipelines
 from pipelines.stages.serving_batches import Batches, BusyError, LostError
 from pipelines.stages.serving_body import Limits, Picture, RefusedError, pictures_of, read_body
 from pipelines.stages.serving_door import Door
+from pipelines.stages.serving_looks import add_looks
 from pipelines.stages.serving_metrics import Metrics
-from pipelines.stages.serving_words import BODY, Answers, Failed, Features, Health, Model
+from pipelines.stages.serving_rows import (
+    KINDS,
+    PIECE,
+    Form,
+    as_arrow,
+    as_json,
+    as_npy,
+    blobs_named,
+    check_size,
+    form_of,
+)
+from pipelines.stages.serving_words import BODY, PICTURE, Answers, Failed, Features, Health, Model
 
 PAGE = Path(pipelines.__path__[0]) / "page"
-FILES = {"page.css": "text/css", "page.js": "text/javascript", "docs.js": "text/javascript"}
+FILES = {"page.css": "text/css", **dict.fromkeys(("page.js", "looks.js", "docs.js"), "text/javascript")}
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": Failed, "description": "No picture that can be decoded, or a malformed request"},
     401: {"model": Failed, "description": "The server wants a token"},
@@ -41,7 +53,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 COMMON = {code: ERRORS[code] for code in (401, 421)}
 Top = Annotated[int, Query(ge=1, le=1000, description="classes to name")]
 Blobs = Annotated[str, Query(max_length=1000, description="names, with commas: fc7,prob")]
-Form = Annotated[Literal["json", "npy"], Query(description="npy: one blob, an array of all pictures")]
+Format = Annotated[Form | None, Query(description="npy: one blob, an array of all pictures; arrow: a table")]
+ROWS = {KINDS[form]: {"schema": PICTURE} for form in ("npy", "arrow")}
 Name = Annotated[str, InPath(max_length=200)]
 
 
@@ -73,12 +86,16 @@ class Service:
         except (LostError, TimeoutError) as error:
             told = str(error) or f"no answer within {self.limits.answer_seconds:g} s"
             raise RefusedError(503, told, {"retry-after": "2"}) from None
+        except ValueError:  # the names were right when they were checked
+            raise RefusedError(503, "the model was replaced meanwhile; ask again", {"retry-after": "1"}) from None
         except MemoryError:
             raise RefusedError(503, "the model ran out of memory", {"retry-after": "5"}) from None
-        for answer in answers:
-            self.metrics.picture(answer)
         found = iter(answers)
         return [{"error": one.refused} if one.refused is not None else next(found) for one in pictures]
+
+    def count(self) -> None:
+        """Put down how things stand."""
+        self.metrics.now(waiting=len(self.batches.waiting), retried=self.batches.retried, ready=self.ready)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -93,7 +110,8 @@ def make_app(service: Service) -> FastAPI:
     add_errors(app)
     add_answers(app, service)
     add_facts(app, service)
-    add_page(app, service)
+    add_looks(app, service, ERRORS, BODY)
+    add_page(app)
     app.add_middleware(Door, metrics=service.metrics, token=service.token, loopback=service.loopback)
     return app
 
@@ -137,35 +155,28 @@ def add_answers(app: FastAPI, service: Service) -> None:
         pictures = await pictures_in(request, limits)
         answers = await service.ask(("classify",), pictures, top)
         described = [described_as(answer, one.name, top) for one, answer in zip(pictures, answers, strict=True)]
-        return answered(answers, described, began)
+        whole = {**whole_of(pictures, answers, began), "images": described}
+        return Response(json.dumps(whole), media_type="application/json")  # type: ignore[return-value]
 
-    @app.post("/v1/features", responses={**ERRORS, 200: {"content": {"application/x-npy": {}}}}, openapi_extra=BODY)
-    async def features(request: Request, blobs: Blobs, format: Form = "json") -> Features:
-        """Any blobs of the net for each picture: as JSON, or one of them as a .npy file, float32, a row a picture."""
+    @app.post("/v1/features", responses={**ERRORS, 200: {"content": ROWS}}, openapi_extra=BODY)
+    async def features(request: Request, blobs: Blobs, format: Format = None) -> Features:
+        """Any blobs of the net for each picture: as JSON, as a stream of Apache Arrow, or one as a .npy file.
+
+        Arrow has the columns image and error, and a list of float32 of fixed length for each blob; .npy is float32, a
+        row a picture. Without `format` an Accept header chooses.
+        """
         began = time.perf_counter()
-        names = [name.strip() for name in blobs.split(",") if name.strip()]
-        check_blobs(names, service.model, format)
+        form = form_of(format, request.headers.get("accept", ""))
+        names = blobs_named(blobs, service.model, form)
         pictures = await pictures_in(request, limits)
+        numbers = check_size(names, service.model, form, len(pictures), limits)
         answers = await service.ask(("features", *names), pictures)
-        if format == "npy":
-            return npy(pictures, answers, names[0])
-        described = [
-            {"image": one.name, "error": answer["error"]}
-            if "error" in answer
-            else {"image": one.name, "blobs": {name: values.tolist() for name, values in answer["blobs"].items()}}
-            for one, answer in zip(pictures, answers, strict=True)
-        ]
-        return answered(answers, described, began)
-
-
-def check_blobs(names: list[str], model: dict[str, Any], format: str) -> None:
-    from ops.names import hint
-
-    if not names or (format == "npy" and len(names) != 1):
-        raise RefusedError(422, "blobs: " + ("name one blob for format=npy" if names else "name at least one"))
-    for name in names:
-        if model and name not in model["blobs"]:
-            raise RefusedError(422, f"blobs: the net has no blob '{name[:100]}'{hint(name, model['blobs'])}")
+        whole = whole_of(pictures, answers, began)
+        make = partial(as_npy, pictures, answers)
+        if form != "npy":
+            make = partial(as_json if form == "json" else as_arrow, whole, pictures, answers)
+        made = await asyncio.to_thread(make) if numbers > PIECE else make()
+        return Response(made, media_type=KINDS[form])  # type: ignore[return-value]
 
 
 async def pictures_in(request: Request, limits: Limits) -> list[Picture]:
@@ -186,7 +197,11 @@ def described_as(answer: dict[str, Any], name: str, top: int) -> dict[str, Any]:
     found: dict[str, Any] = {"image": name}
     pairs = zip(answer["labels"][:top], answer["scores"][:top], strict=True)
     found["top"] = [
-        {"label": label, "name": (names[label] if label < len(names) else "") or str(label), "score": score}
+        {
+            "label": label,
+            "name": (names[label] if label < len(names) else "") or str(label),
+            "score": score if math.isfinite(score) else None,
+        }
         for label, score in pairs
     ]
     if answer["hedged"]:
@@ -196,31 +211,16 @@ def described_as(answer: dict[str, Any], name: str, top: int) -> dict[str, Any]:
     return found
 
 
-def answered(answers: list[dict[str, Any]], described: list[dict[str, Any]], began: float) -> Any:
-    """The whole answer, with the time that its slowest picture took; 400 where no picture could be decoded."""
-    if all("error" in one for one in described):
-        raise RefusedError(400, f"{described[0]['image']}: {described[0]['error']}")
+def whole_of(pictures: list[Picture], answers: list[dict[str, Any]], began: float) -> dict[str, Any]:
+    """What is said of all pictures together, the times those of the slowest; 400 where none could be decoded."""
+    if all("error" in one for one in answers):
+        raise RefusedError(400, f"{pictures[0].name}: {answers[0]['error']}")
     timed = [one for one in answers if "batch" in one]
     ms = {name: round(1000 * max(one[name] for one in timed), 3) for name in ("waiting", "decoding", "forward")}
     ms["all"] = round(1000 * (time.perf_counter() - began), 3)
-    whole = {
-        "model": timed[0]["model"]["net"],
-        "weights_digest": timed[0]["model"]["weights_digest"],
-        "images": described,
-        "batch": max(one["batch"] for one in timed),
-        "ms": ms,
-    }
-    return Response(json.dumps(whole), media_type="application/json")
-
-
-def npy(pictures: list[Picture], answers: list[dict[str, Any]], blob: str) -> Response:
-    """Rows of all pictures as a .npy file; RefusedError where one is bad, because a row cannot say so."""
-    for one, answer in zip(pictures, answers, strict=True):
-        if "error" in answer:
-            raise RefusedError(400, f"{one.name}: {answer['error']}")
-    file = io.BytesIO()
-    np.save(file, np.stack([answer["blobs"][blob] for answer in answers]), allow_pickle=False)
-    return Response(file.getvalue(), media_type="application/x-npy")
+    model = timed[0]["model"]
+    batch = max(one["batch"] for one in timed)
+    return {"model": model["net"], "weights_digest": model["weights_digest"], "batch": batch, "ms": ms}
 
 
 def add_facts(app: FastAPI, service: Service) -> None:
@@ -248,13 +248,11 @@ def add_facts(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", responses={**COMMON, 200: {"content": {"text/plain": {}}}}, response_class=Response)
     async def metrics() -> Response:
         """Counters, as Prometheus reads them."""
-        service.metrics.waiting.set(len(service.batches.waiting))
-        service.metrics.retried.set(service.batches.retried)
-        service.metrics.ready.set(service.ready)
+        service.count()
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def add_page(app: FastAPI, service: Service) -> None:
+def add_page(app: FastAPI) -> None:
     """The page for people, and its parts; not part of the API."""
     fresh = {"cache-control": "no-cache"}
 
@@ -271,22 +269,3 @@ def add_page(app: FastAPI, service: Service) -> None:
         if name not in FILES:
             raise HTTPException(404)
         return FileResponse(PAGE / name, media_type=FILES[name], headers=fresh)
-
-    @app.get("/samples", include_in_schema=False)
-    async def samples() -> list[str]:
-        return sorted(listed_samples(service.samples))
-
-    @app.get("/samples/{name}", include_in_schema=False)
-    async def sample(name: Name) -> FileResponse:
-        found = listed_samples(service.samples)
-        if name not in found:
-            raise HTTPException(404)
-        return FileResponse(found[name])
-
-
-def listed_samples(folder: Path | None) -> dict[str, Path]:
-    """The first pictures of a folder by name."""
-    if folder is None or not folder.is_dir():
-        return {}
-    kinds = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-    return {file.name: file for file in sorted(folder.iterdir()) if file.suffix.lower() in kinds and file.is_file()}

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from ray import serve
 
+from cluster import deploy
 from ops.names import hint
 from pipelines.stages.serving_api import make_app
 from pipelines.stages.serving_body import Limits
@@ -30,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("images_dim", "mean_file", "raw_scale", "input_scale", "channel_swap", "stage"), None),
     **{"oversample": False, "gray": False, "batch_size": None, "level": 0, "name": "default", "host": "127.0.0.1"},
     **{"max_body": 32_000_000, "max_images": 64, "max_pixels": 50_000_000, "max_waiting": 512, "timeout": 60.0},
-    **{"code": (), "threads": 1, "gpu": False, "digest": None},
+    **{"code": (), "threads": 1, "gpu": False, "digest": None, "batch_wait": 0.0},
 }
 # what `served` asks of a job beside
 FIXED = {"pool": "none", "dtype": "float32", "format": "parquet", "shards": "1", "label_kind": "caffe", "root": ""}
@@ -38,7 +39,7 @@ FIXED = {"pool": "none", "dtype": "float32", "format": "parquet", "shards": "1",
 
 def known() -> list[str]:
     """Options of the command that stand in the file."""
-    return [name for name in DEFAULTS if name not in ("host", "threads", "gpu", "digest")]
+    return [name for name in DEFAULTS if name not in ("host", "threads", "gpu", "digest", "batch_wait")]
 
 
 def as_written(name: str, value: Any) -> Any:
@@ -56,16 +57,19 @@ def as_written(name: str, value: Any) -> Any:
 class Ingress(Asker):
     """Behind Ray Serve's proxy."""
 
-    async def __init__(self, options: FrontOptions, model: Any, replicas: int):
+    async def __init__(self, options: FrontOptions, model: Any):
         Asker.__init__(self, options)
-        self.model, self.replicas = model, replicas
+        self.model, self.version = model, serve.get_replica_context().app_name
         self.looking = asyncio.create_task(self.look())
 
     def __serve_build_asgi_app__(self) -> Any:
         return make_app(self.service)
 
     async def find(self) -> None:
-        await self.use(self.model, self.replicas)
+        await self.use(self.model, await asyncio.to_thread(self.count))
+
+    def count(self) -> int:
+        return deploy.running_of(self.version)
 
     async def known(self) -> dict[str, Any]:
         """What the model has told of itself."""
@@ -91,11 +95,12 @@ def build(args: Mapping[str, Any]) -> Any:
         waiting=job.max_waiting,
     )
     token = os.environ.get(TOKEN) or None
-    more = {"limits": limits, "token": token, "samples": paths.get("samples"), "size": job.batch_size or 32}
-    options = FrontOptions(job.name, job.host, 0, job.name, **more)
-    replica = serve.deployment(name="model", max_ongoing_requests=16, max_constructor_retry_count=2)(Replica)
+    more = {"limits": limits, "token": token, "samples": paths.get("samples"), "wait": float(job.batch_wait)}
+    options = FrontOptions(job.name, job.host, 0, job.name, size=job.batch_size or 32, **more)
+    calls = deploy.MOST_CALLS
+    replica = serve.deployment(name="model", max_ongoing_requests=calls, max_constructor_retry_count=2)(Replica)
     ingress = serve.deployment(name="ingress", max_ongoing_requests=1000)(Ingress)
-    return ingress.bind(options, replica.bind(model, int(job.threads), bool(job.gpu)), 1)
+    return ingress.bind(options, replica.bind(model, int(job.threads), bool(job.gpu)))
 
 
 def config_text(given: Mapping[str, Any], asked: Any, *, port: int | None, gpu: str | None, model: Served) -> str:
@@ -105,7 +110,9 @@ def config_text(given: Mapping[str, Any], asked: Any, *, port: int | None, gpu: 
     use = asked.gpu is True if gpu is None else gpu != "none"
     args = {name: as_written(name, value) for name, value in given.items() if value != DEFAULTS[name]}
     args |= {"threads": asked.cpus_per_replica, "digest": model.digest, **({"gpu": True} if use else {})}
+    args = {"batch_size": asked.batch_size, "batch_wait": asked.batch_wait_seconds, **args}
     resources = {"num_cpus": asked.cpus_per_replica, "num_gpus": int(use)}
+    replicas = deploy.scaling(*deploy.ends_of(asked.replicas), asked.scale_up_seconds, asked.scale_down_seconds)
     tree = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": asked.host, "port": port or asked.port, "request_timeout_s": given["timeout"]},
@@ -116,7 +123,7 @@ def config_text(given: Mapping[str, Any], asked: Any, *, port: int | None, gpu: 
                 "import_path": f"{__name__}:build",
                 "args": args,
                 "deployments": [
-                    {"name": "model", "num_replicas": asked.replicas, "ray_actor_options": resources},
+                    {"name": "model", **replicas, "ray_actor_options": resources},
                     {"name": "ingress", "num_replicas": 1, "ray_actor_options": {"num_cpus": 0}},
                 ],
             }
@@ -129,9 +136,11 @@ def config_text(given: Mapping[str, Any], asked: Any, *, port: int | None, gpu: 
 
 def check_keys(tree: Mapping[str, Any], schema: Any, above: str) -> None:
     """ValueError for a key that the schema has not: Ray Serve would take it in silence."""
+    from ray.serve.config import AutoscalingConfig
     from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, RayActorOptionsSchema, ServeApplicationSchema
 
     inside = {
+        "autoscaling_config": AutoscalingConfig,
         "http_options": HTTPOptionsSchema,
         "applications": ServeApplicationSchema,
         "deployments": DeploymentSchema,

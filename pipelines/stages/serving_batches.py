@@ -1,7 +1,8 @@
 """Pictures of many requests -> calls to the model of many pictures each: the busier it is, the larger the batches.
 
-Nothing is waited for: an idle model gets a picture at once, and what comes while all places are taken goes as one batch
-when one is free. A call that is lost with its replica is made again.
+An idle model gets a picture at once, and what comes while all places are taken goes as one batch when one is free. With
+`wait`, a batch that is not full waits so long for more while the model has another. A call that is lost with its
+replica is made again.
 """
 
 from __future__ import annotations
@@ -47,12 +48,22 @@ class Item:
 
 
 class Batches:
-    """`call` is the model; `lost`: the errors that mean that its replica is gone."""
+    """`call` is the model; `lost`: the errors that mean that its replica is gone; `seen` gets all answers."""
 
     def __init__(
-        self, call: Call, *, size: int, most_waiting: int, most_bytes: int, lost: tuple[type[BaseException], ...]
+        self,
+        call: Call,
+        *,
+        size: int,
+        most_waiting: int,
+        most_bytes: int,
+        lost: tuple[type[BaseException], ...],
+        wait: float = 0.0,
+        seen: Callable[[list[Answer]], None] | None = None,
     ):
-        self.call, self.size, self.lost = call, size, lost
+        self.call, self.size, self.lost, self.wait = call, size, lost, wait
+        self.timer: asyncio.TimerHandle | None = None
+        self.seen = seen
         self.most_waiting, self.most_bytes = most_waiting, most_bytes
         self.at_once = 2  # calls: one computes, one decodes
         self.waiting: deque[Item] = deque()
@@ -85,7 +96,7 @@ class Batches:
 
     def start(self) -> None:
         """Send what waits while there is a free place."""
-        while self.running < self.at_once:
+        while self.running < self.at_once and not self.later():
             batch = self.take()
             if not batch:
                 return
@@ -93,6 +104,19 @@ class Batches:
             task = asyncio.ensure_future(self.send(batch))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+
+    def later(self) -> bool:
+        """Whether what waits goes on waiting to be more: never where the model has nothing to do."""
+        if not (self.wait and self.running and 0 < len(self.waiting) < self.size):
+            return False
+        left = self.waiting[0].since + self.wait - time.perf_counter()
+        if left > 0 and self.timer is None:
+            self.timer = asyncio.get_running_loop().call_later(left, self.wake)
+        return left > 0
+
+    def wake(self) -> None:
+        self.timer = None
+        self.start()
 
     def take(self) -> list[Item]:
         """The next pictures of one key, those that nobody waits for any more left out."""
@@ -125,9 +149,12 @@ class Batches:
             took = time.perf_counter() - began
             self.rate = 0.8 * self.rate + 0.2 * len(batch) * self.at_once / max(took, 1e-6)
             self.sizes.append(len(batch))
+            answers = [{**one, "waiting": began - item.since} for one, item in zip(answers, batch, strict=True)]
             for item, answer in zip(batch, answers, strict=True):
                 if not item.done.done():
-                    item.done.set_result({**answer, "waiting": began - item.since})
+                    item.done.set_result(answer)
+            if self.seen is not None:
+                self.seen(answers)
         finally:
             self.running -= 1
             self.start()

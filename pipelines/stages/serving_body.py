@@ -39,9 +39,12 @@ class Limits:
     answer_seconds: float = 60.0
     waiting: int = 512  # pictures in the queue
     held: int = 256_000_000  # bytes of pictures that wait or are worked on
+    numbers: int = 50_000_000  # of blobs in one answer
+    json_numbers: int = 1_000_000  # the same as text
 
     def words(self) -> dict[str, float]:
-        return {"body_bytes": self.body, "images": self.images, "pixels": self.pixels}
+        found = {"body_bytes": self.body, "images": self.images, "pixels": self.pixels}
+        return {**found, "numbers": self.numbers, "json_numbers": self.json_numbers}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 LOOPBACK = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?", re.IGNORECASE)
 GUARDED = ("/v1/", "/metrics")  # what wants the token, where there is one
-ROUTES = ("/v1/classify", "/v1/features", "/v1/model", "/healthz", "/readyz", "/metrics", "/docs", "/")
+ROUTES = ("/v1/classify", "/v1/features", "/v1/maps", "/v1/filters", "/v1/net", "/v1/card", "/v1/samples", "/v1/model")
+ROUTES += ("/healthz", "/readyz", "/metrics", "/docs", "/")
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+STAGES = ("waiting", "decoding", "forward")
 
 
 class Metrics:
@@ -19,10 +23,11 @@ class Metrics:
             "cortado_request_seconds", "From the request to the answer.", ["route"], buckets=SECONDS, **more
         )
         self.pictures = Counter("cortado_pictures", "Pictures by how they ended.", ["end"], **more)
-        self.batch = Histogram("cortado_batch_size", "Pictures of one forward.", buckets=SIZES, **more)
-        self.stage = Histogram(
+        self.batch = Histogram("cortado_batch_size", "Of a picture: those of its forward.", buckets=SIZES, **more)
+        stage = Histogram(
             "cortado_stage_seconds", "Of a picture: waiting, decoding, forward.", ["stage"], buckets=SECONDS, **more
         )
+        self.stages = {name: stage.labels(name) for name in STAGES}
         self.waiting = Gauge("cortado_waiting_pictures", "Pictures in the queue.", **more)
         self.retried = Gauge("cortado_retried_pictures", "Pictures that were sent again after a loss.", **more)
         self.ready = Gauge("cortado_ready", "1 where the model answers.", **more)
@@ -32,12 +37,21 @@ class Metrics:
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
-    def picture(self, answer: dict[str, float]) -> None:
-        """One answer of the model."""
-        self.pictures.labels("bad" if "error" in answer else "good").inc()
-        self.batch.observe(answer["batch"])
-        for stage in ("waiting", "decoding", "forward"):
-            self.stage.labels(stage).observe(answer[stage])
+    def called(self, answers: Sequence[dict[str, Any]]) -> None:
+        """The answers of one call of the model."""
+        bad = sum("error" in answer for answer in answers)
+        self.pictures.labels("bad").inc(bad)
+        self.pictures.labels("good").inc(len(answers) - bad)
+        for answer in answers:
+            self.batch.observe(answer["batch"])
+            for name, stage in self.stages.items():
+                stage.observe(answer[name])
+
+    def now(self, *, waiting: int, retried: int, ready: bool) -> None:
+        """How things stand."""
+        self.waiting.set(waiting)
+        self.retried.set(retried)
+        self.ready.set(ready)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

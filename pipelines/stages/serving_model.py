@@ -27,12 +27,13 @@ from ops.names import hint, quoted
 from ops.net import Net
 from ops.recipe import Recipe
 from ops.records.parquet import flat
-from pipelines.stages import answering
+from pipelines.stages import answering, serving_card
 from pipelines.stages.answering import Answer
 from pipelines.stages.feature_model import WANTED, Look, Model, digest_of, look_of, model_of
 from pipelines.stages.feature_setup import LEAST_BATCH, Prepared
 from pipelines.stages.featuring import Setup
 from pipelines.stages.scoring import ten_crops
+from pipelines.stages.serving_samples import Sample, samples_of
 
 Floats = NDArray[np.float32]
 NO_CHOICES = Choices(None, None, None)
@@ -54,6 +55,8 @@ class Served:
     tree: Hierarchy | None
     blobs: dict[str, tuple[int, ...]]  # what can be asked for, and its shape an image
     transform: dict[str, Any]  # the same as words
+    trained: dict[str, Any] | None = None  # of its run
+    samples: tuple[Sample, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """What anybody may know of the model: no paths."""
@@ -104,6 +107,8 @@ def served(job: Any) -> Served:
         tree=hierarchy.read(job.hierarchy, names) if job.hierarchy is not None else None,
         blobs=blobs_of(setup),
         transform={name: value for name, value in look.words.items() if value is not None},
+        trained=serving_card.trained(model),
+        samples=samples_of(model),
     )
 
 

@@ -57,7 +57,7 @@ class Failed(BaseModel):
 class Named(BaseModel):
     label: int
     name: str
-    score: float
+    score: float | None = Field(description="null where the net's number is none")
 
 
 class Sure(BaseModel):

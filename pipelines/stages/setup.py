@@ -34,6 +34,7 @@ from ops.training.log import NET, TOOL, Log, Smoother
 from ops.training.nets import Definition, definitions_of_tests, locate, read_solver, train_definition
 from ops.training.step import Precision, Trainer
 from ops.training.tensorboard import Events
+from ops.training.tracking import Tracker
 from pipelines.stages.best import Best
 from pipelines.stages.held import held
 from pipelines.stages.model_facts import model_facts
@@ -48,6 +49,7 @@ from pipelines.stages.run_folder import (
     write_json,
 )
 from pipelines.stages.standing import compare, newest
+from pipelines.stages.tracked import tracker
 
 READING = ("labels", "all_formats", "max_pixels", "arrays")  # options of a feed that say how records are read
 
@@ -77,6 +79,7 @@ class Training:
     sigint: str = "stop"
     sighup: str = "snapshot"
     code: tuple[str, ...] = ()  # files and folders with layers of one's own
+    mlflow: str | None = None  # a tracking server's URI, a folder, or "env"
 
 
 @dataclass
@@ -92,6 +95,8 @@ class Place:
     recovery_seconds: float = 0  # between recovery points beside the snapshots; 0: none
     requests: Callable[[], int] = lambda: 0  # what somebody else asks for: STOP, SNAPSHOT
     patience: float = 1.0  # seconds to wait for another run to leave the folder
+    # told of each snapshot: iteration, loss, and who writes it
+    snapped: Callable[[int, float, snapshot.Snapshotter | None], None] = lambda *_: None
 
 
 @dataclass
@@ -116,6 +121,7 @@ class Setup:
         self.prefix = self.snapshot_prefix()
         if self.group.rank == 0:
             self.hold()
+        self.tracker: Tracker | None = None
         self.before = (read_json(self.folder / "run.json") or {}) if job.resume else {}
         self.id = str(self.before.get("id") or uuid.uuid4().hex)
         self.path, self.strict = self.going_on_from()
@@ -283,9 +289,13 @@ class Setup:
             self.note()
         opening = self.closing.enter_context
         self.log = opening(Log(self.folder / "train.log" if first else None, append=begun is not None))
+        self.tracker = opening(tracker(self, self.job.mlflow)) if first and self.job.mlflow else None
+        if self.tracker is not None:
+            self.note()
         self.metrics = opening(Table(self.folder / "metrics.csv", METRICS, before=begun)) if first else None
         self.scores = opening(Table(self.folder / "test.csv", TESTS, before=begun)) if first else None
-        self.events = opening(Events(self.folder if first else None, step=begun or 0))
+        also = self.tracker.told if self.tracker is not None else None
+        self.events = opening(Events(self.folder if first else None, step=begun or 0, also=also))
         self.snapshots = opening(self.snapshotter()) if first else None
         self.recovering: snapshot.Snapshotter | None = None
         self.smoother = Smoother.going_on(max(1, self.spec.average_loss), **self.record.get("smoother", {}))
@@ -327,7 +337,10 @@ class Setup:
         began = str(Path(self.path).resolve()) if self.path is not None else None
         facts = {"id": self.id, "from": self.before.get("from") if self.before else began, "prefix": self.prefix}
         facts |= {"options": dataclasses.asdict(self.job), "digests": self.digests, "epoch": self.epoch()}
-        facts |= self.best.facts()
+        facts |= {
+            **self.best.facts(),
+            "mlflow": self.tracker.id if self.tracker is not None else self.before.get("mlflow"),
+        }
         write_json(self.folder / "run.json", {**facts, "precision": self.job.precision, "seed": self.seed})
 
     def epoch(self) -> float | None:

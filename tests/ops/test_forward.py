@@ -50,6 +50,23 @@ def test_one_item_that_does_not_fit_is_told(net):
         Pieces(Small(net, 0))({"x": torch.zeros(4, 3)})
 
 
+def test_memory_of_a_gpu_that_runs_out_outside_the_net_is_halved_at_too(net):
+    def forward(blobs):
+        if len(blobs["x"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+        return net(blobs)
+
+    pieces, x = Pieces(forward), torch.arange(30.0).reshape(10, 3)
+    torch.testing.assert_close(pieces({"x": x})["y"], x**2)
+    assert pieces.most == 2
+
+    def full(blobs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+
+    with pytest.raises(MemoryError, match=r"^CUDA out of memory\. Tried to allocate 2\.00 GiB\.$"):
+        Pieces(full)({"x": x})
+
+
 def test_a_gpu_without_memory_is_what_a_net_calls_a_memory_error(tmp_path):
     """torch.OutOfMemoryError comes out of a net as the MemoryError that pieces halve at."""
     (tmp_path / "net.prototxt").write_text(NET)

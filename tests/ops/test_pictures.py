@@ -104,6 +104,17 @@ def test_weights_without_channels_are_refused():
         filters(draw(4))
 
 
+def test_without_a_title_there_are_only_the_tiles_in_frames():
+    weights = draw(6, 1, 5, 5)
+    named, plain = filters(weights).picture, filters(weights, title=None).picture
+    side = 95 + GAP
+    assert plain.shape == (2 * side + GAP, 3 * side + GAP, 3)
+    left = np.argwhere((named == np.array(BEHIND)).all(axis=2))[:, 1].min()
+    np.testing.assert_array_equal(plain[:-GAP, :-GAP], named[TOP - GAP :, left:][: 2 * side, : 3 * side])
+    maps = responses(draw(3, 7, 7), title=None).picture
+    assert (maps[:GAP] == np.array(BEHIND)).all()
+
+
 def test_what_is_not_finite_or_all_the_same_is_black():
     values = np.float32([[np.nan, 1], [np.inf, 3]])
     np.testing.assert_array_equal(stretched(values), [[0, 0], [0, 255]])

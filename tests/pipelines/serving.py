@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -90,6 +91,24 @@ class Server:
                     return time.monotonic() - began
             time.sleep(0.1)
         raise AssertionError(f"{self.url} was not ready within {patience} s")
+
+
+def replica_pid(name: str) -> int:
+    """The process of a model's only replica."""
+    import ray
+
+    named = [one for one in ray.util.list_named_actors(all_namespaces=True) if f"::cortado.{name}." in one["name"]]
+    (replica,) = [one for one in named if one["name"].startswith("SERVE_REPLICA")]
+    actor = ray.get_actor(replica["name"], namespace=replica["namespace"])
+    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=PATIENCE))
+
+
+def front_pid(name: str) -> int:
+    import ray
+
+    from cluster import deploy
+
+    return int(ray.get(deploy.find_front(name).state.remote())["pid"])
 
 
 @contextlib.contextmanager

@@ -173,7 +173,7 @@ def test_a_pass_for_each_blob_whose_features_are_asked_for(tmp_path, monkeypatch
     )
     (tmp_path / "net.prototxt").write_text(net)
     words = ["extract_features", "w", "net.prototxt", "fc6,fc7", "six,seven", "10", "lmdb", "GPU", "DEVICE_ID=1"]
-    given = "--model net.prototxt --weights w --format lmdb --shards 1 --gpu 1 --limit 40"
+    given = "--model net.prototxt --weights w --format lmdb --shards 1 --gpu 1 --limit 40 --repeat"
     for line, blob in zip(understood(words).lines, ("--blobs fc6 --out six", "--blobs fc7 --out seven"), strict=True):
         assert line[0] == "extract"
         assert parse("extract", line[1:]) == parse("extract", f"{given} {blob}".split())

@@ -151,7 +151,7 @@ TYPED = {
     ),
     "extract_features.bin -json examples/mnist/lenet_iter_4.caffemodel features.prototxt ip2 features 1 lmdb CPU": (
         "extract --model features.prototxt --weights examples/mnist/lenet_iter_4.caffemodel --blobs ip2 "
-        "--out features --format lmdb --shards 1 --limit 3 --gpu none --json",
+        "--out features --format lmdb --shards 1 --limit 3 --repeat --gpu none --json",
         ["features/data.mdb"],
     ),
     "draw_net.py --rankdir TB -json examples/mnist/lenet_train_test.prototxt lenet.dot": (

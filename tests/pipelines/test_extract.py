@@ -10,9 +10,11 @@ import subprocess
 from pathlib import Path
 
 import cv2
+import duckdb
 import h5py
 import numpy as np
 import pandas as pd
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -31,6 +33,7 @@ from pipelines.stages.feature_output import FeatureOutput
 from pipelines.stages.feature_setup import Prepared
 from pipelines.stages.featuring import Extractor
 from pipelines.stages.output import NoSpaceError
+from tests.pipelines.extractions import extract_here, golden_net, table
 
 CONV = """
 layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" convolution_param {
@@ -54,32 +57,9 @@ def expected(files):
         return dict(found)
 
 
-def golden_net(files, **options):
-    return {"model": files / "feat.prototxt", "weights": str(files / "feat.caffemodel"), "blobs": "fc", **options}
-
-
 def extract(files, out, **options):
     """On Ray."""
     return Extract(out=out, **golden_net(files, **options)).run()
-
-
-def extract_here(files, out, **options):
-    """What a driver and its actors do, in this process."""
-    job = Extract(out=out, **golden_net(files, **options))
-    prepared = Prepared(job, job.names, out / ".run" / "plan")
-    output = FeatureOutput(out, prepared.plan, job.format, job.names)
-    with output.held():
-        output.take_up(overwrite=False)
-        prepared.write_plan()
-        with Extractor(prepared.for_workers(), prepared.net, threads=1, device=torch.device("cpu")) as extractor:
-            for part in range(prepared.plan.shards):
-                output.accept(write_part(extractor, part, output.run, job.format))
-        return output.commit({"features": prepared.setup.facts})
-
-
-def table(out: Path) -> pa.Table:
-    """All parts in order."""
-    return pa.concat_tables([pq.read_table(file) for file in sorted(out.glob("part-*.parquet"))])
 
 
 def column(out: Path, name: str) -> np.ndarray:
@@ -147,9 +127,29 @@ def test_lmdbs_are_those_of_extract_features(ray_session, files, tmp_path):
                 np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
 
+def test_more_batches_than_there_are_records_begin_anew_as_extract_features_does(files, tmp_path, expected):
+    """Three batches of 16 over 30 records; a batch may straddle the end (data.md, section 7)."""
+    again = np.arange(48) % 30
+    extract_here(files, tmp_path / "lmdb", format="lmdb", limit=48, repeat=True, batch_size=16)
+    with Reader(tmp_path / "lmdb") as reader:
+        records = list(reader.records())
+    assert [key for key, _ in records] == [b"%010d" % place for place in range(48)]
+    values = np.stack([datum.parse(value).pixels().ravel() for _, value in records])
+    np.testing.assert_allclose(values, expected["fc"][again], rtol=0, atol=1e-5)
+    listed = {"input": str(files / "list.txt"), "root": f"{files}/photos/", "images_dim": "48,64"}
+    for name, options in (("records", {}), ("list", listed)):
+        extract_here(files, tmp_path / name, limit=48, repeat=True, shards="5", batch_size=7, **options)
+        np.testing.assert_allclose(column(tmp_path / name, "fc"), expected["fc"][again], rtol=0, atol=1e-5)
+    assert table(tmp_path / "records")["key"].to_pylist()[30:] == table(tmp_path / "records")["key"].to_pylist()[:18]
+    extract_here(files, tmp_path / "few", limit=7, repeat=True)
+    assert len(table(tmp_path / "few")) == 7
+    extract_here(files, tmp_path / "all", limit=48)
+    assert len(table(tmp_path / "all")) == 30
+
+
 def test_the_lmdb_of_one_blob_is_the_folder_itself_and_caffe_reads_its_parts(files, tmp_path):
-    extract_here(files, tmp_path / "one", format="lmdb")
-    extract_here(files, tmp_path / "three", format="lmdb", shards="3")
+    extract_here(files, tmp_path / "one", format="lmdb", batch_size=10)  # a library may sum other batches otherwise
+    extract_here(files, tmp_path / "three", format="lmdb", batch_size=10, shards="3")
     with Reader(tmp_path / "one") as reader:
         whole = [(key, bytes(value)) for key, value in reader.records()]
     parts = []
@@ -250,19 +250,13 @@ def test_pandas_reads_rows_of_arrays(files, tmp_path, expected):
     np.testing.assert_allclose(np.stack(frame["fc"]), expected["fc"], rtol=0, atol=1e-5)
 
 
-def test_duckdb_reads_lists(files, tmp_path, expected):
-    duckdb = pytest.importorskip("duckdb")
+def test_duckdb_and_polars_read_lists(files, tmp_path, expected):
     extract_here(files, tmp_path / "out", blobs="fc,conv1", shards="2")
     rows = duckdb.sql(f"select key, fc, conv1[1][2][3] from '{tmp_path}/out/*.parquet' order by key").fetchall()
     np.testing.assert_allclose([row[1] for row in rows], expected["fc"], rtol=0, atol=1e-5)
     np.testing.assert_allclose([row[2] for row in rows], expected["conv1"][:, 0, 1, 2], rtol=0, atol=1e-5)
-
-
-def test_polars_reads_lists(files, tmp_path, expected):
-    polars = pytest.importorskip("polars")
-    extract_here(files, tmp_path / "out", blobs="fc,conv1", shards="2")
-    frame = polars.read_parquet(f"{tmp_path}/out/*.parquet").sort("key")
-    np.testing.assert_allclose(np.stack(frame["fc"].to_list()), expected["fc"], rtol=0, atol=1e-5)
+    frame = polars.read_parquet(f"{tmp_path}/out/*.parquet")
+    np.testing.assert_allclose(frame["conv1"].to_numpy(), expected["conv1"], rtol=0, atol=1e-5)
 
 
 # -- from pictures -----------------------------------------------------------------------------------------------------
@@ -423,14 +417,14 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_nothing(files, tmp_pa
     job = Extract(out=tmp_path, **golden_net(files, batch_size=16))
     prepared = Prepared(job, job.names, tmp_path / "plan")
     with Extractor(prepared.setup, prepared.net, threads=1, device=torch.device("cpu")) as extractor:
-        net = extractor.forward.forward
+        net = extractor.net.forward
 
-        def small(blobs):
+        def small(**blobs):
             if len(blobs["data"]) > 5:
-                raise MemoryError("layer 'conv1' (Convolution): out of memory")
-            return net(blobs)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return net(**blobs)
 
-        extractor.forward.forward = small
+        extractor.net.forward = small
         made = write_part(extractor, 0, tmp_path / "run", "parquet")
         assert (made.count, made.pieces) == (30, 4)
         found = pq.read_table(tmp_path / "run" / "attempts" / made.attempt / "made" / "part.parquet")
@@ -463,16 +457,22 @@ def test_a_full_disk_is_told_with_the_bytes_needed(files, small_disk, format):
 
 
 @pytest.mark.ray
-def test_layers_of_ones_own_travel_to_the_workers(ray_session, files, tmp_path, expected):
+def test_layers_of_ones_own_travel_to_the_workers_and_halve_batches_where_memory_runs_out(
+    ray_session, files, tmp_path, expected, capsys
+):
+    """The layer takes more than the device has, as torch tells it, from five images on."""
     (tmp_path / "mine.py").write_text(
-        "from ops.layers.registry import Layer, layer\n\n\n@layer('Tripled')\nclass Tripled(Layer):\n"
-        "    keeps_shape = True\n\n    def forward(self, x):\n        return 3 * x\n"
+        "import torch\nfrom ops.layers.registry import Layer, layer\n\n\n@layer('Tripled')\nclass Tripled(Layer):\n"
+        "    keeps_shape = True\n\n    def forward(self, x):\n        if len(x) > 4 and not x.is_meta:\n"
+        "            raise torch.OutOfMemoryError('CUDA out of memory')\n        return 3 * x\n"
     )
     text = (files / "feat.prototxt").read_text().replace("mean.binaryproto", f"{files}/mean.binaryproto")
     text += 'layer { name: "t" type: "Tripled" bottom: "fc" top: "t" }'
     options = {"model": deploy(tmp_path, text), "blobs": "t", "input": str(files / "raw_lmdb")}
-    extract(files, tmp_path / "out", code=(tmp_path / "mine.py",), **options)
+    extract(files, tmp_path / "out", code=(tmp_path / "mine.py",), batch_size=16, **options)
     np.testing.assert_allclose(column(tmp_path / "out", "t"), 3 * expected["fc"], rtol=0, atol=3e-5)
+    told = "note: memory ran out, batches were halved until 4 images at a time fitted (--batch-size 4)"
+    assert told in capsys.readouterr().err
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------

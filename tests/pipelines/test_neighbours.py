@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.__main__ import main
 from pipelines.neighbours import Neighbours
-from tests.pipelines.test_extract import extract_here, table
+from tests.pipelines.extractions import extract_here, table
 
 
 @pytest.fixture(scope="module")

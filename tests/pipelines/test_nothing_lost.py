@@ -96,14 +96,16 @@ def kill_workers(command, out: Path, *, seed: int, kills: int) -> tuple[int, int
     rng = random.Random(seed)
     process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     killed = 0
-    for moment in sorted(rng.uniform(0.05, 0.9) for _ in range(kills)):
+    for moment in sorted(rng.uniform(0.05, 0.7) for _ in range(kills)):
         wait_for(out, int(moment * LINES), process)
         victims = workers(process)
-        if victims and process.poll() is None:
+        while not victims and process.poll() is None:  # those killed before have no successors yet
+            time.sleep(0.02)
+            victims = workers(process)
+        if victims:
             with contextlib.suppress(psutil.NoSuchProcess):
                 rng.choice(victims).send_signal(signal.SIGKILL)
                 killed += 1
-            time.sleep(0.3)
     process.communicate(timeout=240)
     return process.returncode, killed
 

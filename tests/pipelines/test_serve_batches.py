@@ -43,6 +43,12 @@ def over(model, **limits):
     return Batches(model, **settings)
 
 
+async def turns():
+    """Everything that can go on goes on as far as it can."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 def run(test):
     asyncio.run(asyncio.wait_for(test(), 20))
 
@@ -69,6 +75,39 @@ def test_what_comes_while_the_model_is_busy_goes_together():
         answers = [(await one)[0]["length"] for one in asked]
         assert answers == list(range(1, 21))  # each its own
         assert [len(call) for call in model.calls] == [1, 1, 8, 8, 2]
+
+    run(test)
+
+
+def test_with_a_wait_a_busy_model_gets_fuller_batches_and_an_idle_one_its_picture_at_once():
+    async def test():
+        model = Model()
+        model.open.clear()
+        batches = over(model, wait=60.0)
+        asked = [asyncio.create_task(batches.ask(("classify",), [bytes(n)], n)) for n in range(1, 9)]
+        await turns()
+        assert [len(call) for call in model.calls] == [1]  # the second place is kept for a fuller batch
+        asked += [asyncio.create_task(batches.ask(("classify",), [bytes(n)], n)) for n in range(9, 12)]
+        await turns()
+        assert [len(call) for call in model.calls] == [1, 8]
+        model.open.set()
+        assert [(await one)[0]["length"] for one in asked] == list(range(1, 12))
+        assert [len(call) for call in model.calls] == [1, 8, 2]
+
+    run(test)
+
+
+def test_nobody_waits_for_a_fuller_batch_longer_than_was_said():
+    async def test():
+        model = Model()
+        model.open.clear()
+        batches = over(model, wait=0.05)
+        asked = [asyncio.create_task(batches.ask(("classify",), [b"1"], 1)) for _ in range(3)]
+        while len(model.calls) < 2:
+            await asyncio.sleep(0.01)
+        assert [len(call) for call in model.calls] == [1, 2]
+        model.open.set()
+        await asyncio.gather(*asked)
 
     run(test)
 

@@ -23,7 +23,17 @@ from ops import weights
 from pipelines.serve import Serve
 from pipelines.stages.serving_model import served
 from pipelines.stages.serving_replica import Replica
-from tests.pipelines.serving import PATIENCE, RAW, Server, files_of, free_port, scores_of, serving
+from tests.pipelines.serving import (
+    PATIENCE,
+    RAW,
+    Server,
+    files_of,
+    free_port,
+    front_pid,
+    replica_pid,
+    scores_of,
+    serving,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -85,24 +95,6 @@ class Load:
             thread.join()
 
 
-def replica_pid(name: str) -> int:
-    """The process of a model's only replica."""
-    import ray
-
-    named = [one for one in ray.util.list_named_actors(all_namespaces=True) if f"::cortado.{name}." in one["name"]]
-    (replica,) = [one for one in named if one["name"].startswith("SERVE_REPLICA")]
-    actor = ray.get_actor(replica["name"], namespace=replica["namespace"])
-    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=PATIENCE))
-
-
-def front_pid(name: str) -> int:
-    import ray
-
-    from cluster import deploy
-
-    return int(ray.get(deploy.find_front(name).state.remote())["pid"])
-
-
 def test_a_killed_replica_costs_no_request(server, hat):
     expected = scores_of(server.options, hat)
     with Load(server, hat) as load:
@@ -143,7 +135,7 @@ def test_a_model_that_cannot_start_leaves_the_one_that_runs(server, hat):
 
     digest = server.get("/v1/model").json()["weights_digest"]
     broken = dataclasses.replace(served(Serve(**server.options)), digest="another")
-    replicas = deploy.Replicas(1, 1, 1, False)
+    replicas = deploy.Replicas(1, 1, 1, 1, False)
     with pytest.raises(RuntimeError, match=r"feat\.caffemodel: changed since the server was started"):
         deploy.deploy(Replica, (broken, 1, False), name="killed", replicas=replicas)
     assert server.post("/v1/classify", hat).json()["weights_digest"] == digest

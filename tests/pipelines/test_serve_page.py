@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 
 import pipelines
-from tests.pipelines.serving import PATIENCE, serving
+from ops.proto.caffe_pb2 import NetParameter
+from pipelines.serve import Serve
+from tests.pipelines import browser as browsers
+from tests.pipelines.browser import DESKTOP, PHONE, Tab, browser, need_chromium
+from tests.pipelines.serving import Server, free_port, serving
 
 PAGE = Path(pipelines.__path__[0]) / "page"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WITH_CHROMIUM = "needs Chromium: apt install chromium (Debian, Ubuntu)"
+FIRST = "document.querySelector('.answer')"
 
 
 class Tags(HTMLParser):
@@ -38,13 +32,14 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attributes)))
 
 
-@pytest.mark.parametrize("name", ["index.html", "docs.html", "page.css", "page.js", "docs.js"])
+@pytest.mark.parametrize("name", ["index.html", "docs.html", "page.css", "page.js", "looks.js", "docs.js"])
 def test_the_page_asks_nobody_else(name):
     text = (PAGE / name).read_text()
     addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s'\"]*", text))
     assert addresses <= {"http://www.w3.org/2000/svg"}
     assert "innerHTML" not in text
     assert "eval(" not in text
+    assert "@import" not in text
 
 
 @pytest.mark.parametrize("name", ["index.html", "docs.html"])
@@ -65,7 +60,8 @@ def test_the_page_can_be_used_by_everybody(name):
 
 def test_every_part_that_the_script_names_is_on_the_page():
     ids = {attributes["id"] for _, attributes in Tags((PAGE / "index.html").read_text()).found if "id" in attributes}
-    assert set(re.findall(r'\$\("([\w-]+)"\)', (PAGE / "page.js").read_text())) <= ids
+    scripts = "".join((PAGE / name).read_text() for name in ("page.js", "looks.js"))
+    assert set(re.findall(r'\$\("([\w-]+)"\)', scripts)) <= ids
 
 
 def contrast(one: str, other: str) -> float:
@@ -94,72 +90,42 @@ def test_words_can_be_read_in_light_and_in_dark():
 # -- in a browser ------------------------------------------------------------------------------------------------------
 
 
-class Tab:
-    """A page in headless Chromium, through its debugging protocol."""
-
-    def __init__(self, socket: Any):
-        self.socket, self.number, self.errors = socket, 0, []
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": params}))
-        while True:
-            told = json.loads(self.socket.recv(timeout=PATIENCE))
-            if told.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(told["params"])
-            if told.get("id") == self.number:
-                assert "error" not in told, told
-                return told["result"]
-
-    def run(self, script: str) -> Any:
-        """What a piece of JavaScript gives."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
-
-    def until(self, script: str) -> Any:
-        """Wait until it gives something true."""
-        until = time.monotonic() + PATIENCE
-        while not (found := self.run(f"(() => {{ try {{ return !!({script}) }} catch {{ return false }} }})()")):
-            assert time.monotonic() < until, f"{script}: {self.run('document.body.innerText')}"
-            time.sleep(0.1)
-        return found
-
-    def choose(self, *files: Path) -> None:
-        """As a person does with the file dialogue."""
-        root = self.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
-
-    def picture(self, file: Path) -> None:
-        import base64
-
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+def test_a_missing_browser_is_a_failure_in_ci_and_else_told(monkeypatch):
+    monkeypatch.setattr(browsers, "CHROMIUM", None)
+    for name in ("CI", "CORTADO_REQUIRE_BROWSER"):
+        monkeypatch.delenv("CI", raising=False)
+        monkeypatch.delenv("CORTADO_REQUIRE_BROWSER", raising=False)
+        with pytest.raises(pytest.skip.Exception, match="apt-get install chromium"):
+            need_chromium()
+        monkeypatch.setenv(name, "1")
+        with pytest.raises(pytest.fail.Exception, match="apt-get install chromium"):
+            need_chromium()
 
 
-@contextlib.contextmanager
-def browser(url: str, folder: Path) -> Iterator[Tab]:
-    import requests
-    from websockets.sync.client import connect
+@pytest.fixture(scope="module")
+def server(ray_session, golden, tmp_path_factory):
+    need_chromium()
+    with serving(golden, tmp_path_factory.mktemp("page"), "page", max_body=200_000) as found:
+        yield found
 
-    options = ["--headless=new", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
-    options += ["--no-sandbox"] if os.geteuid() == 0 else []
-    command = [str(CHROMIUM), *options, f"--user-data-dir={folder}", url]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            told, until = folder / "DevToolsActivePort", time.monotonic() + PATIENCE
-            while not (told.exists() and told.read_text().count("\n")):
-                assert time.monotonic() < until
-                time.sleep(0.1)
-            tabs = requests.get(f"http://127.0.0.1:{told.read_text().splitlines()[0]}/json", timeout=30).json()
-            address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-            with connect(address, max_size=None) as socket:
-                tab = Tab(socket)
-                for domain in ("Runtime", "DOM", "Page"):
-                    tab.call(f"{domain}.enable")
-                yield tab
-        finally:
-            process.kill()
+
+@pytest.fixture
+def tab(server, tmp_path):
+    with browser(f"{server.url}/", tmp_path / "profile") as found:
+        found.until("document.getElementById('net').textContent.includes('6 classes')")
+        found.until("document.querySelectorAll('#sample-list button').length === 4")
+        yield found
+        assert not found.errors
+        assert found.asked
+        assert all(url.startswith((server.url, "blob:", "data:")) for url in found.asked)
+
+
+@pytest.fixture
+def artefacts(tmp_path) -> Path:
+    """Where pictures of the screen are kept."""
+    folder = Path(os.environ.get("CORTADO_ARTEFACTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @pytest.fixture
@@ -171,54 +137,167 @@ def photo(golden, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason=WITH_CHROMIUM)
-def test_pictures_are_answered_in_a_browser(ray_session, golden, tmp_path, photo):
-    """Choose, sample, paste, a wrong file, one that is too large, and a server that goes away and comes back."""
-    samples = tmp_path / "samples"
-    samples.mkdir()
-    cv2.imwrite(str(samples / "grey.png"), np.full((20, 20, 3), 90, np.uint8))
+def test_pictures_are_answered_however_they_come(server, tab, tmp_path, photo):
+    """Choose, drop, paste, a wrong file, one that is too large, and a server that goes away and comes back."""
     (tmp_path / "notes.txt").write_text("not a picture")
     (tmp_path / "large.jpg").write_bytes(photo.read_bytes() + bytes(300_000))
-    first = "document.querySelector('.answer')"
-    with (
-        serving(golden, tmp_path, "page", samples=samples, max_body=200_000) as server,
-        browser(f"{server.url}/", tmp_path / "profile") as tab,
-    ):
-        tab.until("document.getElementById('net').textContent.includes('6 classes')")
-        tab.choose(photo)
-        tab.until(f"{first}?.querySelectorAll('.classes[data-list=top] li').length === 5")
-        assert "n2 pear" in tab.run(f"{first}.innerText")
-        tab.run(f"{first}.querySelectorAll('[role=tab]')[1].click()")
-        assert tab.run(f"{first}.querySelector('.classes[data-list=accurate]').checkVisibility()")
-        tab.run(f"{first}.querySelector('.maps').open = true")
-        tab.until(f"{first}.querySelector('.maps p').textContent.startsWith('4 maps of 14')")
-        tab.picture(tmp_path / "answer.png")
-        tab.run("document.querySelector('#sample-list button').click()")
-        tab.until("document.querySelectorAll('.answer .classes[data-list=top] li').length === 10")
-        tab.choose(tmp_path / "notes.txt")
-        tab.until(f"{first}.innerText.includes('not an image')")
-        tab.choose(tmp_path / "large.jpg")
-        tab.until(f"{first}.innerText.includes('the server takes 0.2 MB')")
+    tab.choose(photo)
+    tab.until(f"{FIRST}?.querySelectorAll('.list:not([hidden]) .classes li').length === 5")
+    best = server.post("/v1/classify", photo.read_bytes()).json()["images"][0]["top"][0]
+    assert tab.run(f"{FIRST}.querySelector('.name').textContent") == best["name"]
+    assert tab.run(f"{FIRST}.querySelector('.score').textContent") == f"{100 * best['score']:.1f} %"
+    assert tab.run("document.getElementById('said').textContent").startswith(f"hat.jpg: {best['name']}")
+    tab.choose(tmp_path / "notes.txt")
+    tab.until(f"{FIRST}.innerText.includes('Not an image')")
+    assert not tab.run(f"{FIRST}.querySelector('.again').checkVisibility()")  # that would not help
+    tab.choose(tmp_path / "large.jpg")
+    tab.until(f"{FIRST}.innerText.includes('the server takes 0.2 MB')")
+    for event, holder in (("ClipboardEvent('paste'", "clipboardData"), ("DragEvent('drop'", "dataTransfer")):
         tab.run(
-            "fetch('samples/grey.png').then(a => a.blob()).then(b => { const d = new DataTransfer();"
-            "d.items.add(new File([b], 'pasted.png', {type: 'image/png'}));"
-            "document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: d, bubbles: true})); })"
+            "fetch('v1/samples/cat.jpg').then(a => a.blob()).then(b => { const d = new DataTransfer();"
+            f"d.items.add(new File([b], '{holder}.jpg', {{type: 'image/jpeg'}}));"
+            f"document.dispatchEvent(new {event}, {{{holder}: d, bubbles: true, cancelable: true}})); }})"
         )
-        tab.until(f"{first}.innerText.includes('pasted.png') && {first}.querySelector('.classes li')")
-        tab.call("Emulation.setDeviceMetricsOverride", width=360, height=740, deviceScaleFactor=2, mobile=True)
-        assert tab.run("document.documentElement.scrollWidth <= innerWidth")  # nothing to scroll sideways on a phone
-        tab.picture(tmp_path / "phone.png")
-        gone_and_back(tab, photo, first)
-        assert not tab.errors
+        tab.until(f"{FIRST}.innerText.includes('{holder}.jpg') && {FIRST}.querySelector('.classes li')")
+    tab.run("{ const top = document.getElementById('top'); top.value = 3; top.dispatchEvent(new Event('change')); }")
+    tab.until(f"{FIRST}.querySelectorAll('.classes[data-list=top] li').length === 3")
+    gone_and_back(tab, photo)
+    replaced(tab, server, tmp_path, photo)
+    tab.run("document.getElementById('clear').click()")
+    assert tab.run("document.querySelectorAll('.answer').length") == 0
 
 
-def gone_and_back(tab: Tab, photo: Path, first: str) -> None:
+def gone_and_back(tab: Tab, photo: Path) -> None:
     """The front is killed; the page says so, and asks again by itself when Ray has started it anew."""
     import ray
 
     from cluster import deploy
 
     os.kill(ray.get(deploy.find_front("page").state.remote())["pid"], 9)
+    tab.run(
+        "window.seen = []; new MutationObserver(() => seen.push(document.getElementById('banner').hidden))"
+        ".observe(document.getElementById('banner'), {attributes: true})"
+    )
     tab.choose(photo)
-    tab.until(f"{first}.querySelector('.classes li')")
+    tab.until(f"{FIRST}.querySelector('.classes li')")
     tab.until("document.getElementById('banner').hidden")
+    assert tab.run("window.seen").count(False) >= 1
+
+
+def replaced(tab: Tab, server: Server, folder: Path, photo: Path) -> None:
+    """Another model, with names of its own: the page notes it by the next answer."""
+    (folder / "others.txt").write_text("\n".join(f"other {number}" for number in range(6)))
+    saved = NetParameter.FromString(Path(server.options["weights"]).read_bytes())
+    saved.layer[-1].blobs[-1].data[0] += 1
+    (folder / "other.caffemodel").write_bytes(saved.SerializeToString())
+    more = {"weights": str(folder / "other.caffemodel"), "labels": folder / "others.txt", "hierarchy": None}
+    Serve(**{**server.options, **more, "port": None}).run()
+    tab.run("document.getElementById('card').open = true")
+    tab.choose(photo)
+    tab.until(f"{FIRST}.querySelector('.name')?.textContent.startsWith('other')")
+    assert not tab.run(f"{FIRST}.querySelector('.tabs').checkVisibility()")  # it has no hierarchy
+    tab.until("document.getElementById('card').innerText.includes('other.caffemodel')")
+    Serve(**{**server.options, "port": None}).run()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_everything_can_be_done_by_keyboard(tab):
+    tab.press("Tab")
+    assert tab.run("document.activeElement.textContent") == "To the answers"
+    tab.tab_to("it.id === 'files'")
+    tab.tab_to("it.querySelector('img')?.alt === 'Try cat.jpg'")
+    tab.press("Enter")
+    tab.until(f"{FIRST}?.querySelectorAll('.classes[data-list=top] li').length === 5")
+    tab.tab_to("it.role === 'tab' || it.getAttribute('role') === 'tab'")
+    assert tab.run(f"{FIRST}.querySelector('.list:not([hidden]) .score').textContent").endswith(" %")
+    tab.press("ArrowRight")
+    assert tab.run("document.activeElement.textContent") == "Maximally accurate"
+    assert tab.run(f"{FIRST}.querySelector('.list:not([hidden]) .score').textContent").endswith(" bits")
+    tab.tab_to("it.textContent === 'What the net sees in it'")
+    tab.press("Enter")
+    tab.until(f"{FIRST}.querySelector('.maps img').naturalWidth")
+    assert tab.run(f"{FIRST}.querySelector('.maps .words').textContent") == "conv1: 4 maps of 14 x 14"
+    for name, loaded in {
+        "filters": "document.getElementById('filters-picture').naturalWidth",
+        "layers": "document.querySelectorAll('#layers-rows tr').length === 5",
+        "card": "document.querySelectorAll('#facts tr').length > 5",
+    }.items():
+        tab.tab_to(f"it.matches('#{name} > summary')")
+        tab.press(" ")
+        tab.until(loaded)
+    assert "4 filters of 5 x 5, in colour" in tab.run("document.getElementById('filters').innerText")
+    assert "resized to 40 × 48" in tab.run("document.getElementById('card').innerText")
+    tab.run("document.activeElement.blur(); scrollTo(0, 0)")
+    for _ in range(
+        tab.run("document.querySelectorAll('a, button, input, select, summary, [tabindex=\\'0\\']').length")
+    ):
+        tab.press("Tab")  # whatever has the focus can be seen to have it
+        outlined = "getComputedStyle(it.id === 'files' ? document.querySelector('.button') : it).outlineStyle"
+        assert tab.run(f"(it => it === document.body || {outlined} !== 'none')(document.activeElement)")
+    tab.tab_to("it.className === 'away'")
+    tab.press("Enter")
+    assert tab.run("document.activeElement.id") == "files"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_nothing_serious_stands_in_anybodys_way(tab, tmp_path, photo, artefacts):
+    """Axe, in light and in dark, on a desktop and on a phone; what it looked at is kept as pictures."""
+    (tmp_path / "notes.txt").write_text("not a picture")
+    tab.screen(DESKTOP, "light")
+    tab.picture(artefacts / "page-start.png")
+    assert not tab.faults()
+    tab.choose(photo, tmp_path / "notes.txt")
+    tab.run("document.querySelector('#sample-list button').click()")
+    tab.until("document.querySelectorAll('.answer').length === 3 && !document.querySelector('.waiting')")
+    tab.run(
+        "document.querySelectorAll('#about > details, .answer:not(.failed) .maps').forEach(it => { it.open = true; })"
+    )
+    tab.until(
+        "[...document.querySelectorAll('.answer:not(.failed) .tiles, #about .tiles')].every(it => it.naturalWidth)"
+    )
+    tab.until("document.querySelector('#facts tr') && document.querySelector('#layers-rows tr')")
+    tab.run(f"{FIRST}.querySelectorAll('[role=tab]')[1].click()")
+    for name, size in (("desktop", DESKTOP), ("phone", PHONE)):
+        for scheme in ("light", "dark"):
+            tab.screen(size, scheme)
+            assert tab.run("document.documentElement.scrollWidth <= innerWidth")  # nothing to scroll sideways
+            assert not tab.faults(), (name, scheme)
+            tab.picture(artefacts / f"page-{name}-{scheme}.png")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_page_asks_for_the_token_and_the_api_is_described(server, tmp_path, photo, artefacts):
+    """A second front to the same model, which wants a token; then /docs."""
+    import ray
+
+    from cluster import deploy
+    from pipelines.stages import serving_front
+
+    options = serving_front.FrontOptions("guarded", "127.0.0.1", free_port(), "guarded", token="open-sesame")
+    serving_front.take(serving_front.start(options), deploy.newest("page"))
+    guarded = Server(f"http://127.0.0.1:{options.port}", "guarded", {})
+    guarded.until_ready()
+    try:
+        with browser(f"{guarded.url}/", tmp_path / "profile") as tab:
+            tab.until("document.getElementById('token').checkVisibility()")
+            tab.choose(photo)
+            tab.until(f"{FIRST}?.innerText.includes('wants a token')")
+            tab.run("document.getElementById('token').value = 'open-sesame'")
+            tab.run("document.querySelector('#token-form button').click()")
+            tab.until(f"{FIRST}.querySelectorAll('.classes[data-list=top] li').length === 5")
+            tab.until("document.querySelectorAll('#sample-list img').length === 4")
+            assert not tab.run("document.getElementById('token-form').checkVisibility()")
+            tab.call("Page.navigate", url=f"{guarded.url}/docs")
+            tab.until("document.body.innerText.includes('POST /v1/maps')")
+            assert "GET /v1/samples/{name}" in tab.run("document.body.innerText")
+            for scheme in ("light", "dark"):
+                tab.screen(PHONE, scheme)
+                assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+                assert not tab.faults(), scheme
+            tab.picture(artefacts / "docs-phone-dark.png")
+            assert not tab.errors
+    finally:
+        ray.kill(deploy.find_front("guarded"), no_restart=True)

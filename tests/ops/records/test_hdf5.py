@@ -1,5 +1,8 @@
 """HDF5 files as HDF5Data reads them, seen through h5py itself."""
 
+import subprocess
+import sys
+
 import h5py
 import numpy as np
 import pytest
@@ -58,3 +61,66 @@ def test_files_that_are_not_ours_to_read_are_named(tmp_path):
         file["data"] = np.zeros(3)
     with pytest.raises(ValueError, match="no dataset named 'label'"):
         hdf5.Reader(tmp_path / "b.h5")
+
+
+FILL = """
+import resource, sys
+from pathlib import Path
+import h5py, numpy as np
+from ops.records import features, hdf5
+from ops.records.parquet import Columns, Rows
+
+kind, file, limit = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+done = 0
+try:
+    if kind == "records":
+        with hdf5.Writer(file) as out:
+            for done in range(5000):
+                out.put(b"%08d" % done, np.full((3, 16, 16), done, np.float32), np.float32(done))
+    else:
+        columns = Columns("path", (), True, {"fc": (300,)})
+        with features.HDF5Writer(file, columns) as out:
+            for done in range(0, 5000, 500):
+                names = [f"{i}.jpg" for i in range(done, done + 500)]
+                out.put(Rows(np.arange(500), names, np.arange(500), {"fc": np.ones((500, 300), np.float32)}))
+except OSError as error:
+    print(error.errno, error.strerror, error.filename == str(file), done > 0)
+file.unlink()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+with hdf5.Writer(file) as out:  # the library is still fit for use
+    out.put(b"a", np.zeros((1, 2, 2), np.float32), np.float32(0))
+print(len(hdf5.Reader(file)))
+"""
+
+
+def fill(kind: str, file, limit: int = 0) -> list[str]:
+    """What a process of its own says; it must end well: HDF5 is known to crash it."""
+    command = [sys.executable, "-c", FILL, kind, str(file), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("kind", ["records", "features"])
+@pytest.mark.parametrize("size", ["200k", "2m"])
+def test_a_full_disk_is_an_error_and_no_crash(tmp_path, kind, size):
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path)], capture_output=True)
+    if made.returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        told, count = fill(kind, tmp_path / "a.h5")
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert told == f"28 No space left on device True {size == '2m' or kind == 'records'}"
+    assert count == "1"
+
+
+@pytest.mark.parametrize("kind", ["records", "features"])
+@pytest.mark.parametrize("limit", [5_000, 1_500_000])
+def test_a_write_that_fails_for_another_reason_is_one_too(tmp_path, kind, limit):
+    """A file that the system lets grow so far only."""
+    told, count = fill(kind, tmp_path / "a.h5", limit)
+    assert told.startswith("27 File too large True")
+    assert count == "1"

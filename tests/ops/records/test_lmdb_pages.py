@@ -76,6 +76,18 @@ def test_two_readers_of_one_file_do_not_mind_each_other_nor_the_library(tmp_path
         assert bytes(one.get(b"a")) == bytes(two.get(b"a")) == b"1"
 
 
+def test_a_head_that_counts_more_records_than_the_file_can_hold_is_damage(tmp_path):
+    file = write(tmp_path, {b"a": b"1"}) / "data.mdb"
+    data = bytearray(file.read_bytes())
+    page = int.from_bytes(data[40:44], "little")
+    for place in (0, page):  # both heads
+        assert int.from_bytes(data[place + 120 : place + 128], "little") <= 1
+        data[place + 120 : place + 128] = (1 << 63).to_bytes(8, "little")
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged LMDB: .* bytes for 9,223,372,036,854,775,808 records"):
+        Pages(tmp_path)
+
+
 def test_named_databases_and_sorted_duplicates_are_refused(tmp_path):
     with lmdb.open(str(tmp_path / "named"), max_dbs=2) as env:
         env.open_db(b"inner")
