@@ -1,7 +1,7 @@
 # Cortado. `make` alone lists the targets. Whatever needs packages sets up .venv first; no system package is touched.
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test quick check bench soak proto docs clean
+.PHONY: help demo serve test quick check bench soak proto docs clean
 
 BIN := .venv/bin
 # Installing is skipped while the stamp is newer than what it depends on: after that, no network is needed.
@@ -14,6 +14,9 @@ help: ## this list
 
 demo: $(DEMO) ## the whole chain on real pictures, from a fresh machine (about a minute and a half after the install)
 	@$(BIN)/cortado demo
+
+serve: demo ## the demo, and then its net behind HTTP, with a page, until Ctrl-C
+	@$(BIN)/cortado serve --run demo-out/runs/lenet
 
 test: $(DEV) ## every test but the soak runs
 	$(BIN)/pytest -q -m "not soak"

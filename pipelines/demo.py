@@ -5,6 +5,7 @@ lists to a trained net that is tested.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import time
 import typing
@@ -39,8 +40,8 @@ class Demo(Job):
 
     1,797 handwritten digits (scikit-learn) become lists, record shards, their mean and a contact sheet; six photographs
     (scikit-image, scikit-learn) show what happens to a picture on its way. LeNet learns the digits and is tested with
-    those that it has not seen; stopped in the middle and resumed, it ends with the same weights. What an earlier run
-    finished is skipped.
+    those that it has not seen, and again over HTTP; stopped in the middle and resumed, it ends with the same weights.
+    What an earlier run finished is skipped.
 
     Example: cortado demo --out demo-out
     """
@@ -64,15 +65,16 @@ class Demo(Job):
             say(f"Ray: {connection.cpus:.0f} CPUs, ready after {duration(time.monotonic() - began)}")
             digits = self.digits()
             photographs = self.photographs()
-        learnt = self.lenet(digits["records"])
+            learnt = self.lenet(digits["records"])
+            served = self.serve(Path(learnt["run"]))
         resumed = self.stop_and_resume(Path(learnt["weights"]))
-        made = {"out": str(self.out), "pictures": pictures, **digits, **photographs, **learnt, **resumed}
+        made = {"out": str(self.out), "pictures": pictures, **digits, **photographs, **learnt, **served, **resumed}
         return {**made, "seconds": round(time.monotonic() - began, 3)}
 
     def render(self, result: dict[str, Any]) -> Any:
         from rich.console import Group
 
-        run, apart = result["run"], result["resumed"]["difference"]
+        run, apart, asked = result["run"], result["resumed"]["difference"], result["served"]
         same = f"weights within {apart:.1e} of the undisturbed run's" if apart else "the same weights, to the bit"
         made = {
             "took": f"{duration(result['seconds'])}, under {self.out}",
@@ -83,10 +85,12 @@ class Demo(Job):
             "recipe": f"{result['solver']}, and train_val.prototxt beside it",
             "trained": f"{run}/: {Path(result['weights']).name}, deploy.prototxt, train.log, metrics.csv",
             "accuracy": f"{100 * result['accuracy']:.2f} % of {result['records']['test']:,} digits it has not seen",
+            "served": f"{asked['right']:,} of {asked['images']:,} such digits right, asked over HTTP",
             "stopped, resumed": f"{result['resumed_run']}/: {same}",
             "look at": f"{result['digits_sheet']}  (what the net sees)",
             "and at": f"{result['confusion']}  (what it takes for what)",
             "and": f"{result['operations_sheet']}  (what convert can do to a picture)",
+            **({"and too": f"{asked['page']}  (the page of the server)"} if asked["page"] else {}),
         }
         tries = [line for words, command in self.next_steps(result).items() for line in (f"  {words}", folded(command))]
         return Group(table(made), "", "[bold]try next[/bold]", *tries)
@@ -94,6 +98,7 @@ class Demo(Job):
     def next_steps(self, result: dict[str, Any]) -> dict[str, str]:
         """What a person may want to do now: in words -> the command."""
         from pipelines.evaluate import Test
+        from pipelines.serve import Serve
         from pipelines.show import Show
         from pipelines.train import Train
 
@@ -104,6 +109,7 @@ class Demo(Job):
             f"change {solver} and train by it": command_line(train),
             "test what came of it": command_line(Test(run_folder=again, iterations=1)),
             "see the filters that LeNet has learnt": command_line(look),
+            "drop digits of your own on the page of this net": command_line(Serve(run_folder=Path(result["run"]))),
             "your own pictures, in a folder for each class": "cortado prepare PICTURES --out data",
             "every command, every option": "cortado --help, cortado COMMAND --help",
         }
@@ -186,6 +192,31 @@ class Demo(Job):
             "accuracy": tested["accuracy"],
             "confusion": str(confusion),
         }
+
+    def serve(self, run: Path) -> dict[str, Any]:
+        """The net behind HTTP for a moment: the held-out digits once more, and a picture of the page."""
+        from pipelines.serve import Serve
+        from pipelines.stages import demo_serving
+
+        told, page = self.out / "served.json", self.out / "page.png"
+        job = Serve(run_folder=run, name="demo", port=demo_serving.free_port())
+        say(f"\nServer: the same digits over HTTP, POST /v1/classify\n  $ {command_line(job)}")
+        if told.exists():
+            say("  asked by an earlier run, skipped")
+            return {"served": json.loads(told.read_text(encoding="utf-8"))}
+        served = dataclasses.replace(job, config=self.config, set=self.set)
+        url = served.run()["server"]
+        try:
+            pictures = demo_serving.held_out(self.out / "lists/test.txt", self.out / "digits")
+            found = demo_serving.classify(url, pictures)
+            why = demo_serving.screenshot(url, page)
+        finally:
+            dataclasses.replace(served, stop=True).run()
+        found["page"] = None if why else str(page)
+        per_second = found["images"] / max(found["seconds"], 1e-9)
+        say(f"  {found['right']:,} of {found['images']:,} right, {per_second:,.0f} images/s; {why or page}")
+        told.write_text(json.dumps(found), encoding="utf-8")
+        return {"served": found}
 
     def lenet_job(self, name: str) -> Train:
         """Training by the recipe, into runs/NAME."""

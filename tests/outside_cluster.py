@@ -34,9 +34,8 @@ def main(nodes: int, cpus: int, dashboard: bool) -> None:
                 cluster.add_node(num_cpus=cpus, object_store_memory=STORE)
             print(f"address {cluster.address}", flush=True)
             if dashboard:
-                Path(folder, "ray_current_cluster").write_text(
-                    cluster.address
-                )  # as `ray start`: jobs join what it names
+                # as `ray start`: jobs join the cluster that is named there
+                Path(folder, "ray_current_cluster").write_text(cluster.address)
                 print(f"dashboard http://{cluster.head_node.webui_url}", flush=True)
             obey(cluster)
         finally:

@@ -90,6 +90,7 @@ async function introduce() {
     `JPEG, PNG, WebP, GIF, AVIF, TIFF, BMP and others, up to ${megabytes(body)} and ${Math.floor(pixels / 1e6)} million pixels each`;
   forget();
   await offerSamples();
+  if (location.hash === "#try" && !$("answers").children.length) $("sample-list").querySelector("button")?.click();
 }
 
 const counted = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;

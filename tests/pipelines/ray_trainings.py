@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -91,6 +93,26 @@ def once(run: str | Path, iteration: int, act: Callable[[], None], *, ended: Cal
 
 
 def workers_there() -> list[psutil.Process]:
-    """The processes that train now."""
-    found = psutil.process_iter(["cmdline"])
-    return [one for one in found if "RayTrainWorker" in " ".join(one.info["cmdline"] or [])]
+    """The processes that train now, of those that this one has begun: others on the machine are not ours to end."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
+
+
+def node_of_a_worker(chance: random.Random) -> psutil.Process:
+    """The raylet of a node where a worker trains, but not of the head's."""
+    raylets = [one.parent() for one in workers_there()]
+    heads = {one.pid for one in psutil.process_iter(["cmdline"]) if "--head" in (one.info["cmdline"] or [])}
+    away = [one for one in raylets if one is not None and one.pid not in heads]
+    assert away, [one.cmdline() for one in raylets if one]
+    return chance.choice(sorted(away, key=lambda one: one.pid))
+
+
+def cut_off(node: psutil.Process) -> None:
+    """As a power cut: the raylet and everything that it started."""
+    for one in [node, *node.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()

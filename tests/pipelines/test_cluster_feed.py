@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +28,7 @@ from ops.records.datum import encoded
 from pipelines.stages.cluster_feed import Window, cuts_of, pieces_ahead
 from tests.ops.feed.helpers import data_layer, layer, write_lmdb
 from tests.ops.feed.test_handed import assert_same, stream
+from tests.pipelines.ray_trainings import begin, cut_off, node_of_a_worker, once
 from tests.pipelines.trainings import rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -146,8 +151,13 @@ def test_a_cluster_without_a_free_cpu_is_told(ray_session, folder, monkeypatch):
 
 
 def tasks() -> list[psutil.Process]:
-    """The processes that make a piece just now."""
-    return [one for one in psutil.process_iter(["cmdline"]) if "ray::read data" in " ".join(one.info["cmdline"] or [])]
+    """The processes that make a piece just now, of those that this one has begun."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "ray::read data" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
 
 
 def test_a_killed_task_is_made_again(ray_session, folder):
@@ -290,3 +300,39 @@ def test_a_training_goes_on_where_it_stood_when_the_place_of_reading_changes(ray
         Place(signals=False, data_where="cluster", threads=1),
     )
     assert rows(tmp_path / "rest") == rows(tmp_path / "whole")[6:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_fewer_nodes_read_and_train_on_with_the_same_batches_and_the_same_curve(cluster_of, folder, tmp_path):
+    """Two workers and one reader of a CPU each; then a worker's node is lost: one worker and one reader are left."""
+    from pipelines.stages.setup import Place, Training
+    from pipelines.worker import train
+
+    iterations = 400
+    (tmp_path / "net.prototxt").write_text(NET.replace("DATA", str_of(listed(folder, 8))))
+    more = {"max_iter: 12": f"max_iter: {iterations}", "test_interval: 6": "test_interval: 100"}
+    text = SOLVER.replace("snapshot: 6", "snapshot: 50")
+    for old, new in more.items():
+        text = text.replace(old, new)
+    file = tmp_path / "solver.prototxt"
+    file.write_text(text)
+    train(Training(solver=str(file), run=str(tmp_path / "whole"), feed={"shuffle": True}), Place(signals=False))
+    with cluster_of(3, cpus=1) as outside:
+        options = ["--shuffle", "--set", "data.where=cluster", "--set", f"address={outside.address}"]
+        process = begin(file, "run", *options, workers="{min: 1, max: 2}", cwd=tmp_path)
+        once(
+            tmp_path / "run",
+            60,
+            lambda: cut_off(node_of_a_worker(random.Random(5))),
+            ended=lambda: process.poll() is not None,
+        )
+        out, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    assert "batch 8 = 2 workers x 4" in told
+    assert re.search(r"a worker was lost at iteration [\d,]+: beginning again with 1\n", told)
+    assert json.loads(out)["iterations"] == iterations
+    found, expected = rows(tmp_path / "run"), rows(tmp_path / "whole")
+    assert [row[-1] for row in found] == [row[-1] for row in expected]
+    losses, theirs = (np.array([float(row[1]) for row in one]) for one in (found, expected))
+    np.testing.assert_allclose(losses, theirs, rtol=1e-3)

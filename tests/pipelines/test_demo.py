@@ -25,6 +25,7 @@ from pipelines.show import Show
 from pipelines.stages import demo_lenet
 from pipelines.stages.demo_pictures import EDGE, filled, write_digits, write_photographs
 from pipelines.train import Train
+from tests.pipelines.browser import CHROMIUM
 
 JOBS = [
     List(source="my pictures", out=Path("lists"), split="train=0.8,test=0.2"),
@@ -203,6 +204,9 @@ def test_the_chain_runs_and_a_second_run_makes_nothing_anew(tmp_path, capfd):
     pictures = ("digits_sheet", "operations_sheet", "confusion")
     assert all(cv2.imread(result[name]) is not None for name in pictures)
     assert result["accuracy"] >= 0.98
+    assert result["served"]["images"] == RECORDS["test"]
+    assert result["served"]["right"] == round(result["accuracy"] * RECORDS["test"])
+    assert (cv2.imread(result["served"]["page"]) is not None) if result["served"]["page"] else CHROMIUM is None
     assert result["resumed"] == {"iterations": 1000, "same_iterations": 1000, "difference": 0.0}
     told = capfd.readouterr().err
     assert "problem" not in told

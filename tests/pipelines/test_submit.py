@@ -101,13 +101,15 @@ def test_a_job_works_in_this_folder_with_the_code_that_was_sent(server, tmp_path
             picture = np.full((20, 20, 3), 200 if name == "light" else 40 + number, np.uint8)
             cv2.imwrite(str(tmp_path / "pictures" / name / f"{number}.png"), picture)
     (tmp_path / "ray_config.yaml").write_text("runtime_env: {env_vars: {GREETING: hello}}\ndata: {workers: 1}\n")
-    with submit(server, tmp_path, "--json", "--", "prepare", "pictures", "--out", "data", "--size", "16") as process:
+    names = [f"{path.relative_to(tmp_path)} {path.parent.name == 'light':d}" for path in tmp_path.glob("*/*/*.png")]
+    (tmp_path / "list.txt").write_text("\n".join(names) + "\n")
+    with submit(server, tmp_path, "--json", "--", "convert", "--list", "list.txt", "--out", "data") as process:
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     result = json.loads(out)
     assert (result["status"], result["exit"]) == ("SUCCEEDED", 0)
-    assert "train 6, test 2" in err  # what the job prints
-    assert json.loads((tmp_path / "data/train/manifest.json").read_text())["listed"] == 6
+    assert "8 of 8 images, each 3x20x20" in err  # what the job prints
+    assert json.loads((tmp_path / "data/manifest.json").read_text())["listed"] == 8
     from ray.job_submission import JobSubmissionClient
 
     info = JobSubmissionClient(server).get_job_info(result["job"])

@@ -21,8 +21,10 @@ from pipelines.stages import ray_training
 from tests.pipelines.ray_trainings import (
     LINE,
     begin,
+    cut_off,
     digests,
     golden_files,
+    node_of_a_worker,
     once,
     rows,
     solver,
@@ -168,22 +170,6 @@ def test_a_second_driver_is_refused_and_changes_nothing(folder):
 
 
 # -- nodes -------------------------------------------------------------------------------------------------------------
-
-
-def node_of_a_worker(chance: random.Random) -> psutil.Process:
-    """The raylet of a node where a worker trains, but not of the head's."""
-    raylets = [one.parent() for one in workers_there()]
-    heads = {one.pid for one in psutil.process_iter(["cmdline"]) if "--head" in (one.info["cmdline"] or [])}
-    away = [one for one in raylets if one is not None and one.pid not in heads]
-    assert away, [one.cmdline() for one in raylets if one]
-    return chance.choice(sorted(away, key=lambda one: one.pid))
-
-
-def cut_off(node: psutil.Process) -> None:
-    """As a power cut: the raylet and everything that it started."""
-    for one in [node, *node.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
 
 
 def test_three_lost_nodes_cost_seconds_and_no_bit(cluster_of, undisturbed, folder):
