@@ -31,7 +31,7 @@ class BenchServe(Job):
 
     url: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URL")]
     """address of the server, as http://127.0.0.1:8000"""
-    image: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...")] = ()
+    image: Annotated[tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE...")] = None
     """pictures to ask for, in turn; default: the samples that the server offers"""
     clients: str | None = None
     """how many at once, with commas, one load each; default: 1,64, and none with --rate"""
@@ -51,6 +51,8 @@ class BenchServe(Job):
     """picture of the latencies to write, .png"""
 
     def __post_init__(self) -> None:
+        if self.image == ():
+            raise ValueError("--image needs a value: FILE...")
         for name in ("seconds", "timeout", "rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -76,7 +78,7 @@ class BenchServe(Job):
 
         target = Target(self.url.rstrip("/"), self.token(), self.timeout)
         offered = asyncio.run(pictures_of(target))
-        bodies = [file.read_bytes() for file in self.image] or offered
+        bodies = [file.read_bytes() for file in self.image or ()] or offered
         if not bodies:
             raise ValueError("--image FILE missing: the server offers no samples")
         loads = [Load(clients=number) for number in self.numbers()] + [Load(rate=self.rate)] * (self.rate is not None)

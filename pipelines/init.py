@@ -64,7 +64,7 @@ class Init(Job):
         from pipelines.stages import recipe, recipe_data
         from pipelines.stages.run_folder import refuse_another
 
-        refuse_another(self.out)
+        refuse_another(self.out, "another --out NAME takes a recipe of its own")
         custom.load_code(self.code)
         data = recipe_data.look(self.data, test=self.test, mean=self.mean)
         made = recipe.cook(
@@ -87,7 +87,8 @@ class Init(Job):
         labels = f"{result['numbers']} numbers each" if result["numbers"] else f"{result['classes']:,} classes"
         once = f"{result['iterations_per_epoch']:.4g} iterations of {result['batch']}"
         tests = f"{result['test_iter']:,} x {result['test_batch']}"
-        tests += f", every {result['test_interval']:,} iterations"
+        every = result["test_interval"]
+        tests += f", every {every:,} iterations" if every > 1 else ", every iteration"
         shown = {
             "recipe": ", ".join(result["files"]),
             "data": f"{result['records']:,} records to train with, {result['test_records']:,} to test with, {labels}",

@@ -29,7 +29,7 @@ from ops.records.hdf5 import is_hdf5
 from ops.records.parquet import Columns, Rows
 from ops.training.step import set_precision
 from pipelines.stages.featuring import Extractor, Setup
-from pipelines.stages.shards import Notes, Shard
+from pipelines.stages.shards import Notes, Shard, note_made
 
 MADE = "made"  # what an attempt's folder holds when it is done
 
@@ -97,6 +97,7 @@ def write_part(extractor: Extractor, number: int, run: Path, format: str) -> Par
     done.waited, done.forward = seconds.waited - before[0], seconds.forward - before[1]
     done.pieces = extractor.forward.most or 0
     done.seconds, done.cpu_seconds = time.perf_counter() - began, time.process_time() - worked
+    note_made(attempt, done)
     return done
 
 

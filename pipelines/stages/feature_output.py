@@ -23,6 +23,7 @@ class FeatureOutput(Output):
     """The folder of one extraction, held by one driver at a time."""
 
     work = "extraction"
+    kind = Part
 
     def __init__(self, folder: Path, plan: Plan, format: str, blobs: Sequence[str]):
         super().__init__(folder, plan, format)

@@ -1,7 +1,7 @@
 """The output folder of a conversion: what is finished, what may be taken over, and the one moment when it exists.
 
 OUT/.run/plan/        the lines in order (stages/plan.py)
-OUT/.run/attempts/    a folder for each attempt at a shard; never trusted
+OUT/.run/attempts/    a folder for each attempt at a shard; made.json in it, written last: it is whole
 OUT/.run/done/        finished shards, each with part-00000.json, written after the shard was renamed to here
 OUT/.run/log.txt      the full log; it alone stays
 OUT/...               shards, errors.csv and, last of all, manifest.json: with it the data set exists
@@ -24,7 +24,7 @@ from typing import Any
 from ops.mean import PixelSum
 from pipelines.job import log, say
 from pipelines.stages.plan import Plan, read_facts
-from pipelines.stages.shards import Shard
+from pipelines.stages.shards import TOLD, Shard
 
 MANIFEST, ERRORS, RUN = "manifest.json", "errors.csv", ".run"
 FORMAT = 1  # of the manifest
@@ -40,6 +40,7 @@ class Output:
     """The folder that a plan is carried out in, held by one driver at a time."""
 
     work = "conversion"  # as messages call it
+    kind = Shard  # what an attempt tells
 
     def __init__(self, folder: Path, plan: Plan, backend: str, *, wants_sum: bool = False):
         self.folder, self.plan, self.backend, self.wants_sum = folder, plan, backend, wants_sum
@@ -104,6 +105,7 @@ class Output:
                 raise ValueError(f"{self.folder}: its {missing[0]} is gone; give --overwrite to make it again")
             return "complete"
         self._find_finished()
+        self._take_over()
         for name in ("attempts", "fragments"):
             remove(self.run / name)
         return "resumed"
@@ -127,6 +129,14 @@ class Output:
             else:
                 file.unlink()
 
+    def _take_over(self) -> None:
+        """Attempts that were whole when their driver was killed, before it heard of them; those with bad lines are made
+        again: somebody may have mended the pictures."""
+        for file in sorted((self.run / "attempts").glob(f"*/{TOLD}")):
+            made = self.kind(**json.loads(file.read_text()))
+            if not made.bad:
+                self.accept(made)
+
     def _done(self, shard: int) -> Path:
         return self.run / "done" / self.name(shard)
 
@@ -145,6 +155,7 @@ class Output:
         done = self._done(made.shard)
         done.parent.mkdir(exist_ok=True)
         remove(done)
+        (attempt / TOLD).unlink(missing_ok=True)  # from here on it is not whole
         self.take_in(attempt, made, done)
         write_json(self.run / "done" / f"part-{made.shard:05d}.json", vars(made))
         remove(attempt)

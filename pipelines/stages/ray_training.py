@@ -166,9 +166,21 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
             result = train(job, place)
         checkpoints.close()
     except (ValueError, OSError, MemoryError) as error:
-        messages.fail(one_line(error), "\n".join(trace))
+        if not lost_another(error):
+            messages.fail(one_line(error), "\n".join(trace))
         raise
     return result if rank == 0 else None
+
+
+def lost_another(error: BaseException | None) -> bool:
+    """Whether an error began with another worker that is gone, or hangs: also inside a layer that sums over all."""
+    import torch.distributed as dist
+
+    while error is not None:
+        if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 # -- in the driver -----------------------------------------------------------------------------------------------------

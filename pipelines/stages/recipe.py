@@ -28,6 +28,8 @@ RATE, FINE = 0.01, 0.1  # base_lr from scratch; the share of it for trained weig
 CLIP = 10.0  # clip_gradients where labels are numbers
 FINETUNED = ("flickr_style",)  # nets of the zoo whose solvers are for trained weights
 LARGE, FEW = 5_000_000, 20_000  # weights of a net, pictures
+SHORT = 500  # updates; fewer teach a net from scratch little
+LARGER = 256  # pixels a side, as Caffe's ImageNet example
 DISPLAY = 20  # iterations, as Caffe's ImageNet solvers
 FILES = ("train_val.prototxt", "deploy.prototxt", "solver.prototxt")
 
@@ -111,7 +113,12 @@ def cook(
         fitted,
         base_lr,
         report,
-        [*fitted.said, *advice(called, ours, data, fitted), *large(built["TRAIN"], data, finetune)],
+        [
+            *fitted.said,
+            *advice(called, ours, data, fitted),
+            *short(times, finetune),
+            *large(built["TRAIN"], data, finetune),
+        ],
     )
 
 
@@ -132,7 +139,8 @@ def build(called: str, spec: NetParameter, data: Pictures, fitted: Fitted) -> di
             built[phase] = nets.assemble(called, spec, nets.state_of(spec, phase), inputs=inputs)
         except ValueError as error:
             told = f"{called} cannot be built for {side[0]}x{side[1]} of pictures of {data.shape[0]}x{data.size}"
-            raise ValueError(f"{told}: {str(error).removeprefix(f'{called}: ')}") from error
+            advice = f"; cortado prepare --size {LARGER} makes larger ones" if max(data.shape[1:]) < LARGER else ""
+            raise ValueError(f"{told}: {str(error).removeprefix(f'{called}: ')}{advice}") from error
     return built
 
 
@@ -200,6 +208,16 @@ def advice(called: str, ours: bool, data: Pictures, fitted: Fitted) -> list[str]
     if data.sorted:
         said.append(f"{data.train} is sorted by class: train with --shuffle, or convert it anew with --shuffle")
     return said
+
+
+def short(times: Schedule, finetune: str | None) -> list[str]:
+    """What few updates are good for."""
+    if finetune is not None or times.max_iter >= SHORT:
+        return []
+    return [
+        f"{times.max_iter} updates are few for a net from scratch: raise stepsize and max_iter together, or give a "
+        "smaller --batch, or go on from --finetune WEIGHTS"
+    ]
 
 
 def large(net: Net, data: Pictures, finetune: str | None) -> list[str]:

@@ -19,6 +19,7 @@ from ops.records import binaryproto, hdf5, lmdb
 from pipelines.stages.dataset import Dataset, open_dataset
 
 TRAINING = ("train", "training")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # endings of names
 TESTING = ("test", "val", "valid", "validation")
 MEAN = "mean.binaryproto"
 LOOKED_AT = 64  # records whose shape is compared where no manifest tells it
@@ -95,6 +96,8 @@ def parts(data: Path) -> tuple[Path, Path | None]:
         siblings = [one.name for one in data.parent.iterdir()] if data.parent.is_dir() else []
         raise FileNotFoundError(2, f"there is no such data set{hint(data.name, siblings)}", str(data))
     held = sorted(one.name for one in data.iterdir() if is_set(one)) if data.is_dir() else []
+    if not held and has_pictures(data):
+        raise ValueError(f"{data}: pictures, not records of them: cortado prepare {data} --out data makes a data set")
     if not held or is_set(data):
         return data, None
     train = next((name for name in TRAINING if name in held), None)
@@ -104,6 +107,11 @@ def parts(data: Path) -> tuple[Path, Path | None]:
         raise ValueError(f"{data}: {told}; give them by name, as --data {first} --test {data / held[-1]}")
     test = next((name for name in TESTING if name in held), None)
     return data / train, data / test if test else None
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether pictures lie in a folder, or in folders of it."""
+    return any(file.suffix.lower() in PICTURES for deep in ("*", "*/*") for file in folder.glob(deep))
 
 
 def is_set(folder: Path) -> bool:

@@ -80,13 +80,12 @@ class Table:
             self.close()
 
 
-def refuse_another(folder: Path) -> None:
+def refuse_another(folder: Path, advice: str = "--resume goes on with it, another --run NAME begins anew") -> None:
     """A new run wants a folder in which no run has got anywhere yet."""
     with contextlib.suppress(FileNotFoundError), (folder / "metrics.csv").open("rb") as file:
         file.readline()
         if file.readline():
-            told = "holds a run already: --resume goes on with it, another --run NAME begins anew"
-            raise FileExistsError(errno.EEXIST, told, str(folder))
+            raise FileExistsError(errno.EEXIST, f"holds a run already: {advice}", str(folder))
 
 
 def digest_of(*messages: Any) -> str:

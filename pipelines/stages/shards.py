@@ -30,6 +30,7 @@ from ops.recipe import Line, Recipe, Record, reason
 from ops.records import datum, hdf5, lmdb
 from pipelines.stages.plan import Plan
 
+TOLD = "made.json"  # in the folder of an attempt that is whole: what it tells the driver
 REPORT_EVERY = 16  # lines between two notes of progress
 READERS = 32  # threads that read ahead on slow storage
 SLOW_READ = 0.001  # seconds a file; storage slower than this is read ahead
@@ -214,7 +215,20 @@ def write(outcomes: Iterable[Outcome], shard: int, run: Path, recipe: Recipe, *,
     except SizesDifferError as error:
         done.failure = str(error)
     done.seconds, done.cpu_seconds = perf_counter() - began, process_time() - worked
+    note_made(attempt, done)
     return done
+
+
+def note_made(attempt: Path, done: Shard) -> None:
+    """Say in the attempt's folder that it is whole, so that it counts if its driver dies before it hears of it."""
+    if done.full or done.failure:
+        return
+    scratch = attempt / f"{TOLD}.new"
+    with scratch.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(vars(done)))
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(attempt / TOLD)
 
 
 class SizesDifferError(Exception):

@@ -1,7 +1,8 @@
 """`cortado serve` under closed-loop load, against a bare loop over the same pictures in one process.
 
 `python -m tests.benchmarks.bench_serve [NET ...]`: one client's latency over the bare decode and forward of one
-picture, 64 clients' rate over a bare loop in batches of 32. The clients run on the same CPUs as the server.
+picture, 64 clients' rate over a bare loop in batches of 32; then the same load on a plain FastAPI server and on Ray
+Serve's own example, with the same net and decoding. The clients run on the same CPUs as the servers.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ import torch
 from ops import net as nets
 from ops import weights, zoo
 from pipelines.serve import Serve
+from pipelines.stages.serving_load import Connection, Load, Target, press
 from pipelines.stages.serving_model import Classifier, served
-from tests.benchmarks.common import cortado, row, workplace
+from tests.benchmarks.common import PROJECT, cortado, row, workplace
 from tests.benchmarks.pictures import pictures
 
 CLIENTS, BATCH, WARM_UP = 64, 32, 1.0  # seconds before the clock
@@ -36,6 +38,13 @@ FLAGS = {
     "caffenet": {"mean_file": "104,117,123", "images_dim": "256,256"},
 }
 READY = 120.0  # seconds
+PEERS = {"fastapi": "plain FastAPI", "serve": "Ray Serve's example"}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def options_of(name: str, folder: Path) -> dict[str, Any]:
@@ -49,9 +58,7 @@ def options_of(name: str, folder: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def server(options: dict[str, Any], folder: Path) -> Iterator[int]:
     """`cortado serve` in processes of its own; gives the port."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     words = [f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}") for key, value in options.items()]
     name = f"bench{os.getpid()}"
     command = cortado("serve", *words, "--name", name, "--port", str(port))
@@ -69,40 +76,47 @@ def server(options: dict[str, Any], folder: Path) -> Iterator[int]:
             process.wait(60)
 
 
-# -- clients -----------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def peer(kind: str, name: str, folder: Path, picture: bytes) -> Iterator[int]:
+    """A server of serving_peers; gives the port once it answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.benchmarks.serving_peers", kind, name, str(folder), str(port)]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=PROJECT, start_new_session=True, **pipes) as process:
+        try:
+            until = time.monotonic() + READY
+            while asyncio.run(status_of(port, picture)) != 200:
+                if process.poll() is not None or time.monotonic() > until:
+                    sys.exit(f"{' '.join(command)}: does not answer")
+                time.sleep(0.5)
+            yield port
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
-async def client(port: int, bodies: list[bytes], first: int, until: float, waits: list[tuple[float, float]]) -> None:
-    """One connection that asks one picture after the other: (when it ended, seconds) of each."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    place = first
-    while time.perf_counter() < until:
-        body = bodies[place % len(bodies)]
-        place += 1
-        began = time.perf_counter()
-        head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        told = await reader.readuntil(b"\r\n\r\n")
-        length = next(line for line in told.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        answer = await reader.readexactly(int(length.partition(b":")[2]))
-        if not told.startswith(b"HTTP/1.1 200 "):
-            sys.exit(f"{told!r} {answer!r}")
-        waits.append((time.perf_counter(), time.perf_counter() - began))
-    writer.close()
+async def status_of(port: int, picture: bytes) -> int:
+    """Of one request; 0 where nobody answers."""
+    connection = Connection(Target(f"http://127.0.0.1:{port}"))
+    try:
+        return (await connection.ask("POST", "/v1/classify", picture))[0]
+    except OSError:
+        return 0
+    finally:
+        connection.close()
 
 
 def load(port: int, bodies: list[bytes], clients: int) -> tuple[float, np.ndarray]:
     """(answers a second, latencies in ms) after the warm-up."""
-    waits: list[tuple[float, float]] = []
-
-    async def all_of_them() -> None:
-        until = time.perf_counter() + WARM_UP + SECONDS
-        await asyncio.gather(*(client(port, bodies, 7 * number, until, waits) for number in range(clients)))
-
-    began = time.perf_counter()
-    asyncio.run(all_of_them())
-    counted = np.array([wait for when, wait in waits if when > began + WARM_UP])
-    return len(counted) / SECONDS, 1000 * counted
+    limits = {"seconds": SECONDS, "warm_up": WARM_UP, "seed": 1}
+    taken = asyncio.run(press(Target(f"http://127.0.0.1:{port}"), Load(clients=clients), bodies, **limits))
+    if taken.failed:
+        sys.exit(f"port {port}: {dict(taken.failed)}")
+    return len(taken.seconds) / SECONDS, 1000 * np.array(taken.seconds)
 
 
 # -- the bare loop -----------------------------------------------------------------------------------------------------
@@ -156,6 +170,14 @@ def measure(name: str, folder: Path) -> None:
         rate, many = load(port, bodies, CLIENTS)
         row(f"{name}: {CLIENTS} clients", rate, in_batches(classifier, bodies), "images/s", "(at least 0.8)")
         row(f"{name}: {CLIENTS} clients, p99 to median", np.percentile(many, 99), np.median(many), "ms", "(under 3)")
+    for kind, told in PEERS.items():
+        with peer(kind, name, folder, bodies[0]) as port:
+            load(port, bodies[:8], 4)
+            _, theirs = load(port, bodies, 1)
+            row(f"{name}: 1 client, p50; {told}", np.median(alone), np.median(theirs), "ms")
+            rates, theirs = load(port, bodies, CLIENTS)
+            row(f"{name}: {CLIENTS} clients; {told}", rate, rates, "images/s")
+            row(f"{name}: {CLIENTS} clients, p99; {told}", np.percentile(many, 99), np.percentile(theirs, 99), "ms")
 
 
 def main(arguments: list[str]) -> None:

@@ -255,6 +255,11 @@ def euclid(folder):
     (folder / "net.prototxt").write_text(NET.replace("SoftmaxWithLoss", "EuclideanLoss"))
 
 
+def bare_pictures(folder):
+    (folder / "photos/cat").mkdir(parents=True)
+    (folder / "photos/cat/1.JPG").touch()
+
+
 def two_sizes(folder):
     write_lmdb(folder / "odd", [*photographs(40, 3), *photographs(30, 3)], [0, 1] * 3)
 
@@ -280,6 +285,8 @@ OWN = ("--net", "net.prototxt")
         (pairs, ("--data", "data", *OWN), 1, "trains with pairs of pictures, and data/train holds single ones"),
         (eltwise, ("--data", "data", *OWN), 1, "cannot tell which layer makes 'sum'"),
         (euclid, ("--data", "data", *OWN), 1, "its EuclideanLoss 'loss' wants numbers, data/train has classes"),
+        (bare_pictures, ("--data", "photos", *OWN), 1, "photos: pictures, not records of them: cortado prepare photos"),
+        (None, ("--data", "data", "--net", "caffenet", "--crop", 20), 1, "; cortado prepare --size 256 makes larger ones"),
         (two_sizes, ("--data", "odd", *OWN), 1, "odd: records differ in size, 3x30x30 and 3x40x40"),
     ],
 )
@@ -311,4 +318,12 @@ def test_labels_out_of_order_are_told(folder, capsys):
     assert any("sorted by class" in note for note in result["notes"])
     assert any("no part to test with" in note for note in result["notes"])
     assert any("no mean image" in note for note in result["notes"])
+    assert any("updates are few for a net from scratch" in note for note in result["notes"])
     assert not read("a")[1].test_iter
+
+
+def test_a_folder_with_a_run_takes_no_other_recipe(pictures, folder, capsys):
+    init("--data", "data", *OWN, "--out", "a", capsys=capsys)
+    run(folder / "a/solver.prototxt", folder / "a", stop=3)
+    told = init("--data", "data", *OWN, "--out", "a", code=1, capsys=capsys)
+    assert told == "cortado: error: a: holds a run already: another --out NAME takes a recipe of its own\n"

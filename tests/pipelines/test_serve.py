@@ -111,6 +111,19 @@ def test_raw_multipart_and_json_get_the_nets_own_scores(server, hat):
     assert 0 < told["ms"]["decoding"] <= told["ms"]["all"]
 
 
+def test_large_pictures_and_long_answers_are_like_others(server):
+    photo = np.random.default_rng(3).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    photo[:450] //= 4
+    bmp, small = (cv2.imencode(".bmp", one)[1].tobytes() for one in (photo, photo[:60, :60]))
+    expected = [scores_of(server.options, one) for one in (bmp, small)]
+    for files in ([bmp] * 5, [small] * 60):  # 12 MB; 60,000 classes asked for
+        answer = server.post("/v1/classify?top=1000", files=[("image", ("a.bmp", one)) for one in files])
+        assert answer.status_code == 200, answer.text
+        for one in answer.json()["images"]:
+            found = [score["score"] for score in sorted(one["top"], key=lambda score: score["label"])]
+            np.testing.assert_allclose(found, expected[files[0] is small], atol=1e-5)
+
+
 def test_answers_stay_right_under_load_and_in_batches(server, golden):
     photos = [file.read_bytes() for file in sorted((golden / "files" / "photos").glob("*.jpg"))[:8]]
     expected = [scores_of(server.options, photo) for photo in photos]

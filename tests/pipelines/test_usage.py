@@ -56,7 +56,7 @@ def refused(capsys, *arguments):
     return told.err
 
 
-ANY_NUMBER = ("plot", "classify")  # of words
+ANY_NUMBER = ("plot", "classify", "submit")  # of words
 NEEDY = [command for command in COMMANDS if required(command)]
 
 

@@ -93,6 +93,28 @@ def test_a_second_attempt_at_a_shard_is_dropped(golden, recipe, tmp_path):
     assert first.checksum == second.checksum
 
 
+def test_attempts_that_were_whole_when_the_driver_died_count(golden, recipe, tmp_path):
+    """Not those that are half written, or a second attempt, or have a bad line: its picture may be mended now."""
+    listed = ImageList.read(golden / "files" / "list.txt")
+    plan = Plan(tmp_path / ".run" / "plan", len(listed), 4, listed.digest(), {}, row_type(listed.labels))
+    first = Output(tmp_path, plan, "lmdb")
+    with first.held():
+        plan.write(listed, order_of(len(listed), shuffle=False, seed=0), 1)
+        builder = BuildShard(str(first.run), plan, recipe, 1, False)
+        made = [builder.build(shard, plan.cuts[shard], plan.cuts[shard + 1]) for shard in (0, 0, 1, 2, 3)]
+    first.accept(made[2])
+    told = first.run / "attempts" / made[3].attempt / "made.json"
+    told.rename(told.with_name("made.json.new"))
+    bad = first.run / "attempts" / made[4].attempt / "made.json"
+    bad.write_text(json.dumps({**json.loads(bad.read_text()), "bad": [[25, "a.jpg", "no picture"]]}))
+    again = Output(tmp_path, plan, "lmdb")
+    with again.held():
+        assert again.take_up(overwrite=False) == "resumed"
+    assert sorted(again.finished) == [0, 1]
+    assert again.finished[0].checksum == made[0].checksum
+    assert not (again.run / "attempts").exists()
+
+
 def test_listed_is_used_and_bad_and_records_are_the_sum_of_copies():
     made = [
         Shard(0, lines=5, count=8, shape=[1, 2, 2], bad=[(1, "a", "why")]),
