@@ -138,7 +138,7 @@ class Prepare(Job):
     def render(self, result: dict[str, Any]) -> Any:
         shown = {
             "data set": result["out"],
-            "files": f"{result['files']:,} in {len(result['classes'])} classes",
+            "files": f"{result['files']:,}" + (f" in {len(result['classes'])} classes" if result["classes"] else ""),
             "records": ", ".join(f"{name} {count:,}" for name, count in result["sets"].items()),
             "bytes": size(result["bytes"]),
             "skipped": f"{result['skipped']:,} bad images",

@@ -218,7 +218,9 @@ class Train(Job):
         from pipelines.stages.clock import listed
         from pipelines.stages.live import best, scores
 
-        if self.looks or self.detach:
+        if self.detach:
+            return table({**result, "process": str(result["process"])})
+        if self.looks:
             return table({name: value for name, value in result.items() if value is not None and name != "ok"})
         shown = {
             "run": result["run"],

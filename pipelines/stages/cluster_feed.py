@@ -40,10 +40,7 @@ class Window:
         self.batch, self.cuts = tops.batch, cuts_of(tops, rows)
         self.most = pieces_ahead(tops, self.cuts, ray.cluster_resources(), world)
         self.task = ray.remote(make).options(
-            name=f"read {asked.spec.name}",
-            num_cpus=cpus_of_a_task(world),
-            max_retries=RETRIES,
-            scheduling_strategy="SPREAD",
+            name=f"read {asked.spec.name}", num_cpus=1, max_retries=RETRIES, scheduling_strategy="SPREAD"
         )
         self.lock = threading.Lock()
         self.coming: dict[int, list[tuple[Piece, Any]]] = {}  # by the position of their batch
@@ -73,16 +70,6 @@ class Window:
     def close(self) -> None:
         with self.lock:
             self.coming.clear()
-
-
-def cpus_of_a_task(world: int) -> int:
-    """1; 0 where the training workers have all CPUs that are left, since nodes were lost: these share then, where a
-    task would wait in vain."""
-    import ray
-
-    context = ray.get_runtime_context()
-    each = context.get_assigned_resources().get("CPU", 0) if context.get_actor_id() is not None else 0
-    return 1 if ray.cluster_resources().get("CPU", 0) > each * world else 0
 
 
 def cuts_of(tops: Tops, rows: tuple[int, int]) -> list[tuple[int, int]]:

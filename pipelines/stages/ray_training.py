@@ -148,7 +148,7 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
     lost = float(rank == 0 and (messages.folder / "began").exists())  # only rank 0 knows: it is who makes the file
     if place.group.sum(torch.tensor([lost], device=place.device)).item():
         job = replace(job, resume=True, snapshot=None)  # a worker was lost: all begin again where the run stands
-    place.data_where = config["data_where"]
+    place.data_where = who_reads(config["data_where"], world * config["threads"])
     place.recovery_seconds = config["recovery_seconds"]
     place.patience = 60  # seconds: a worker that is replaced may take a while to be gone
     if rank == 0:
@@ -170,6 +170,14 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
             messages.fail(one_line(error), "\n".join(trace))
         raise
     return result if rank == 0 else None
+
+
+def who_reads(wanted: str, taken: float) -> str:
+    """`data.where` as it can be: where nodes were lost and training workers have `taken` the CPUs that are left, they
+    read themselves. The batches are the same."""
+    import ray
+
+    return "worker" if ray.cluster_resources().get("CPU", 0) <= taken else wanted
 
 
 def lost_another(error: BaseException | None) -> bool:

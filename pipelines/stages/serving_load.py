@@ -10,7 +10,7 @@ import re
 import ssl
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -89,10 +89,20 @@ class Connection:
         if not first.startswith(b"http/1."):
             raise ValueError(first)
         headers = {name: value.strip() for name, _, value in (line.partition(b":") for line in lines)}
-        body = await self.reader.readexactly(int(headers.get(b"content-length", b"0")))
+        if headers.get(b"transfer-encoding") == b"chunked":
+            body = b"".join([piece async for piece in self.pieces()])
+        else:
+            body = await self.reader.readexactly(int(headers.get(b"content-length", b"0")))
         if headers.get(b"connection") == b"close":
             self.close()
         return int(first.split()[1]), body
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Of a body that comes in chunks, as Ray Serve's proxy sends it."""
+        while size := int((await self.reader.readline()).partition(b";")[0], 16):
+            yield (await self.reader.readexactly(size + 2))[:-2]
+        while await self.reader.readline() not in (b"\r\n", b""):
+            pass
 
     def close(self) -> None:
         if self.writer is not None:

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 
 from pipelines.serve import Serve
 from pipelines.stages.serving_model import Classifier, Served, served
@@ -25,10 +29,6 @@ def answer_of(classifier: Classifier, picture: bytes) -> dict[str, Any]:
 
 
 def fastapi(model: Served, port: int) -> None:
-    import uvicorn
-    from fastapi import FastAPI, Request
-    from fastapi.concurrency import run_in_threadpool
-
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     classifier, app = Classifier(model, device=torch.device("cpu")), FastAPI()
 
@@ -40,11 +40,8 @@ def fastapi(model: Served, port: int) -> None:
 
 
 def ray_serve(model: Served, port: int) -> None:
-    import time
-
     import ray
     from ray import serve
-    from starlette.requests import Request
 
     @serve.deployment
     class Model:

@@ -53,7 +53,11 @@ class Known:
                 elif b"/v1/samples" in head:
                     told = []
                 text = json.dumps(told).encode()
-                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(text), text))
+                if self.count % 2:
+                    writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(text), text))
+                else:
+                    head = b"HTTP/1.1 %d X\r\nTransfer-Encoding: chunked\r\n\r\n" % status
+                    writer.write(head + b"1\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (text[:1], len(text) - 1, text[1:]))
         writer.close()
 
 

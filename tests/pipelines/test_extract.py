@@ -496,6 +496,9 @@ def test_finished_features_are_left_alone_and_others_refused(ray_session, files,
     options = ["--model", files / "feat.prototxt", "--weights", other, "--blobs", "fc", "--out", out]
     assert "--weights was" in fails(capsys, *options)
     assert main(["extract", *map(str, options), "--overwrite"]) == 0
+    closing = capsys.readouterr().out
+    assert f'pd.read_parquet("{out}", ignore_prefixes=["manifest", "errors", "."])' in closing
+    assert f'pl.read_parquet("{out}/*.parquet")' in closing
     assert (out / "part-00000.parquet").stat() != before
 
 

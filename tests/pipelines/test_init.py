@@ -286,7 +286,7 @@ OWN = ("--net", "net.prototxt")
         (eltwise, ("--data", "data", *OWN), 1, "cannot tell which layer makes 'sum'"),
         (euclid, ("--data", "data", *OWN), 1, "its EuclideanLoss 'loss' wants numbers, data/train has classes"),
         (bare_pictures, ("--data", "photos", *OWN), 1, "photos: pictures, not records of them: cortado prepare photos"),
-        (None, ("--data", "data", "--net", "caffenet", "--crop", 20), 1, "; cortado prepare --size 256 makes larger ones"),
+        (None, ("--data", "data", "--net", "caffenet", "--crop", 20), 1, "; cortado prepare --size 256 makes larger"),
         (two_sizes, ("--data", "odd", *OWN), 1, "odd: records differ in size, 3x30x30 and 3x40x40"),
     ],
 )

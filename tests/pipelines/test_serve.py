@@ -21,6 +21,7 @@ import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from pyarrow import ipc
+from ray.serve.schema import DeploymentSchema
 
 from pipelines.classify import Classify
 from pipelines.serve import Serve
@@ -394,6 +395,24 @@ def test_rays_own_prometheus_endpoint_has_the_counters_too(server, hat):
 
 
 # -- for Ray Serve's own `serve deploy` --------------------------------------------------------------------------------
+
+
+def test_a_built_file_has_the_replicas_and_batches_of_the_configuration(server, tmp_path):
+    file = tmp_path / "serve.yaml"
+    settings = ("serve.replicas={min: 1, max: 3}", "serve.batch_size=5", "serve.batch_wait_seconds=0.02")
+    Serve(**{**server.options, "name": "built"}, build=file, set=settings).run()
+    (application,) = yaml.safe_load(file.read_text())["applications"]
+    assert (application["args"]["batch_size"], application["args"]["batch_wait"]) == (5, 0.02)
+    model, ingress = application["deployments"]
+    assert "num_replicas" not in model
+    assert (model["autoscaling_config"]["min_replicas"], model["autoscaling_config"]["max_replicas"]) == (1, 3)
+    assert ingress["num_replicas"] == 1
+    from pipelines.stages.serving_app import check_keys
+
+    with pytest.raises(
+        ValueError, match=r"^autoscaling_config\.max_replica: Ray Serve knows no such key; did you mean"
+    ):
+        check_keys({"autoscaling_config": {"max_replica": 3}}, DeploymentSchema, "")
 
 
 def test_a_built_file_is_an_application_of_ray_serve(server, tmp_path):

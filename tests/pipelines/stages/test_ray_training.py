@@ -1,0 +1,71 @@
+"""Which errors of a worker are another worker's loss, after which all begin again, and which end the run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch.distributed as dist
+
+from pipelines.stages.ray_training import lost_another
+
+PAIR = """
+import os, sys
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from ops import net as nets
+from ops.layers.registry import Layer, layer
+from pipelines.stages.ray_training import lost_another
+
+@layer("Total")
+class Total(Layer):
+    keeps_shape = True
+    def forward(self, x):
+        if x.device.type != "meta":
+            dist.all_reduce(x)
+        return x
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
+                        timeout=timedelta(seconds=20))
+net = nets.load(f"{folder}/net.prototxt")
+net(x=torch.ones(1, 3))
+if rank == 1:
+    os._exit(9)
+try:
+    for _ in range(1000):
+        net(x=torch.ones(1, 3))
+except ValueError as error:
+    print(lost_another(error), "layer 't' (Total)" in str(error))
+os._exit(0)
+"""
+NET = """layer { name: "d" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }
+layer { name: "t" type: "Total" bottom: "x" top: "y" }"""
+
+
+def test_a_worker_that_is_gone_is_known_behind_the_layer_that_waited_for_it(tmp_path):
+    """Two processes of gloo, of which one dies while a layer of the other sums over both."""
+    (tmp_path / "net.prototxt").write_text(NET)
+    command = [sys.executable, "-c", PAIR]
+    gone = subprocess.Popen([*command, "1", str(tmp_path)])
+    done = subprocess.run([*command, "0", str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert gone.wait(timeout=60) == 9
+    assert done.stdout.strip() == "True True", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (dist.DistNetworkError("connection reset"), True),
+        (dist.DistBackendError("NCCL error: remote process exited"), True),
+        (RuntimeError("shape '[2, 3]' is invalid for input of size 5"), False),
+        (FileNotFoundError(2, "No such file", "/gloo/x"), False),
+        (None, False),
+    ],
+)
+def test_other_errors_are_the_runs_own(error, lost):
+    told = ValueError("net: layer 'a': what it met")
+    told.__cause__ = error
+    assert lost_another(told) == lost
