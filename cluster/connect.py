@@ -112,7 +112,7 @@ def _start(ray: ModuleType, config: Config, packages: Sequence[ModuleType]) -> A
             runtime_env=config.runtime_env.given() or None,
             _memory=None if config.memory == "auto" else config.memory,
         )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # a node that does not come up in time is told as a bare one
         raise RuntimeError(f"Ray did not start on this machine: {_first_line(error)}") from error
 
 
