@@ -84,7 +84,7 @@ def test_a_head_that_counts_more_records_than_the_file_can_hold_is_damage(tmp_pa
         assert int.from_bytes(data[place + 120 : place + 128], "little") <= 1
         data[place + 120 : place + 128] = (1 << 63).to_bytes(8, "little")
     file.write_bytes(data)
-    with pytest.raises(ValueError, match="damaged LMDB: .* bytes for 9,223,372,036,854,775,808 records"):
+    with pytest.raises(ValueError, match=r"damaged LMDB: .* bytes for 9,223,372,036,854,775,808 records"):
         Pages(tmp_path)
 
 
