@@ -92,6 +92,17 @@ def once(run: str | Path, iteration: int, act: Callable[[], None], *, ended: Cal
     act()
 
 
+def at_each(run: str | Path, iterations: list[int], act: Callable[[], None], *, ended: Callable[[], bool]) -> None:
+    """Do something that ends a worker at each of the iterations; in between, wait until others train."""
+    for iteration in iterations:
+        once(run, iteration, lambda: None, ended=ended)
+        before = {one.pid for one in workers_there()}
+        act()
+        deadline = time.monotonic() + 100
+        while {one.pid for one in workers_there()} & before and not ended() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
 def workers_there() -> list[psutil.Process]:
     """The processes that train now, of those that this one has begun: others on the machine are not ours to end."""
     found = []

@@ -302,7 +302,7 @@ def test_a_training_goes_on_where_it_stood_when_the_place_of_reading_changes(ray
     assert rows(tmp_path / "rest") == rows(tmp_path / "whole")[6:]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_fewer_nodes_read_and_train_on_with_the_same_batches_and_the_same_curve(cluster_of, folder, tmp_path):
     """Two workers and a reader of a CPU each; then a worker's node is lost, and those that are left share two CPUs."""

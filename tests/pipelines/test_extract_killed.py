@@ -109,7 +109,7 @@ def test_killed_workers_change_nothing(command, undisturbed, tmp_path):
     assert_whole(out, undisturbed)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_a_killed_driver_goes_on_where_it_stopped(command, undisturbed, tmp_path, kind):
     out = tmp_path / "out"
     process = subprocess.Popen(command(out, *TWO), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -121,7 +121,7 @@ def test_killed_workers_change_nothing(command, undisturbed, tmp_path):
     }
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_a_killed_driver_goes_on_where_it_stopped(command, undisturbed, tmp_path, kind):
     out = tmp_path / "out"
     process = subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

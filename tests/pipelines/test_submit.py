@@ -118,7 +118,7 @@ def test_a_job_works_in_this_folder_with_the_code_that_was_sent(server, tmp_path
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_exit_code_is_the_jobs(server, tmp_path):
     with submit(server, tmp_path, "--folder", "/nowhere", "--", "list", "a", "--out", "b") as process:
         out, err = process.communicate(timeout=120)
@@ -127,7 +127,7 @@ def test_the_exit_code_is_the_jobs(server, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ctrl_c_leaves_the_job_alone_and_rays_stop_is_ctrl_c_there(server, tmp_path):
     """A training goes on without us, and ends with a snapshot when it is asked to."""
     (tmp_path / "net.prototxt").write_text(NET)

@@ -106,7 +106,7 @@ def here(file, run, **options):
             old.unlink()
 
 
-@pytest.mark.parametrize("options", [{"best": "loss"}, {"patience": 2}, {"patience": 2, "best": "loss"}])
+@pytest.mark.parametrize("options", [{"best": "loss"}, {"patience": 2, "best": "loss"}])
 def test_the_best_weights_and_an_early_end_are_those_of_a_run_without_ray(ray_session, tested, options):
     alone = here(tested, "here", weights="init_cls.caffemodel", **options)
     assert ("patience" in options) == alone["stopped"] == (alone["iterations"] < 40), "the case tells nothing"

@@ -20,6 +20,7 @@ from ops.layers.registry import LAYERS
 from pipelines.stages import ray_training
 from tests.pipelines.ray_trainings import (
     LINE,
+    at_each,
     begin,
     cut_off,
     digests,
@@ -92,21 +93,29 @@ def lost(told: str) -> list[tuple[int, int, float]]:
 # -- workers -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_killed_worker_costs_seconds_and_no_bit(undisturbed, folder, seed, capsys):
-    workers, chance = 1 + seed % 2, random.Random(seed)
-    weights, batches = undisturbed(workers)
-    at = chance.randrange(100, 1000)
-    with meanwhile("run", at, lambda: chance.choice(workers_there()).kill()):
-        result = train(long_solver(folder), "run", workers, weights="init_cls.caffemodel")
+def test_three_killed_workers_cost_seconds_and_no_bit(undisturbed, folder, capsys):
+    chance, done = random.Random(1), threading.Event()
+    weights, batches = undisturbed(2)
+    places = [first + chance.randrange(150) for first in (100, 500, 900)]
+    kill = lambda: chance.choice(workers_there()).kill()  # noqa: E731
+    killer = threading.Thread(target=at_each, args=("run", places, kill), kwargs={"ended": done.is_set})
+    killer.start()
+    try:
+        result = train(long_solver(folder), "run", 2, weights="init_cls.caffemodel", set=("train.max_failures=3",))
+    finally:
+        done.set()
+        killer.join()
     assert result["iterations"] == LAST
     assert digests("run") == batches
     assert Path(MODEL).read_bytes() == weights
-    ((iteration, since, seconds),) = lost(capsys.readouterr().err)
-    assert iteration >= at
-    assert since == iteration // EVERY * EVERY or since == (iteration // EVERY - 1) * EVERY  # one was being written
-    assert result["lost"] == [{"iteration": iteration, "from": since, "seconds": seconds}]
-    assert 0 < result["time"]["lost"] <= seconds < 60
+    found = lost(capsys.readouterr().err)
+    assert len(found) == 3
+    for at, (iteration, since, seconds) in zip(places, found, strict=True):
+        assert iteration >= at
+        assert since == iteration // EVERY * EVERY or since == (iteration // EVERY - 1) * EVERY  # one was being written
+        assert seconds < 60
+    assert result["lost"] == [{"iteration": at, "from": since, "seconds": spent} for at, since, spent in found]
+    assert 0 < result["time"]["lost"] <= sum(seconds for _, _, seconds in found)
 
 
 def test_a_worker_that_hangs_is_replaced(undisturbed, folder, capsys, monkeypatch):
@@ -176,26 +185,20 @@ def test_three_lost_nodes_cost_seconds_and_no_bit(cluster_of, undisturbed, folde
     weights, batches = undisturbed(2)
     file, chance = long_solver(folder), random.Random(11)
     with cluster_of(5, cpus=1) as outside:
-        for number in range(3):
-            run, options = f"run-{number}", ["--weights", "init_cls.caffemodel", "--set", f"address={outside.address}"]
-            process = begin(file, run, *options, cwd=folder)
-            at = chance.randrange(100, 1000)
-            once(
-                run,
-                at,
-                lambda: cut_off(node_of_a_worker(chance)),
-                ended=lambda one=process: one.poll() is not None,
-            )
-            out, told = process.communicate(timeout=200)
-            assert process.returncode == 0, told
-            assert json.loads(out)["iterations"] == LAST
-            ((iteration, since, seconds),) = lost(told)
-            assert iteration >= at > 0
-            assert (since % EVERY, seconds < 60) == (0, True)
-            assert digests(run) == batches
-            assert Path(MODEL).read_bytes() == weights
-            for old in folder.glob("mine_sgd_iter_*"):
-                old.unlink()
+        options = ["--weights", "init_cls.caffemodel", "--set", f"address={outside.address}"]
+        process = begin(file, "run", *options, cwd=folder)
+        places = [first + chance.randrange(150) for first in (100, 500, 900)]
+        at_each("run", places, lambda: cut_off(node_of_a_worker(chance)), ended=lambda: process.poll() is not None)
+        out, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert json.loads(out)["iterations"] == LAST
+    found = lost(told)
+    assert len(found) == 3
+    for at, (iteration, since, seconds) in zip(places, found, strict=True):
+        assert iteration >= at
+        assert (since % EVERY, seconds < 60) == (0, True)
+    assert digests("run") == batches
+    assert Path(MODEL).read_bytes() == weights
 
 
 def test_with_fewer_nodes_a_training_goes_on_with_fewer_workers(cluster_of, folder):
