@@ -88,6 +88,7 @@ class Course:
     def on_ready(self, told: Mapping[str, Any]) -> list[str]:
         if self.open is not None:
             self.open["from"] = told["iteration"]
+            self.open["iteration"] = max(self.open["iteration"], told["iteration"])  # reports lag behind snapshots
             self.down += self.now() - self.seen
             self.before = {kind: self.before[kind] + self.spent[kind] for kind in KINDS}
             self.spent = dict.fromkeys(KINDS, 0.0)
