@@ -34,7 +34,7 @@ from tests.pipelines.ray_trainings import (
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
-LAST, EVERY = 1500, 250  # iterations, and between snapshots
+LAST, EVERY = 900, 150  # iterations, and between snapshots
 MODEL = f"mine_sgd_iter_{LAST}.caffemodel"
 
 
@@ -96,7 +96,7 @@ def lost(told: str) -> list[tuple[int, int, float]]:
 def test_three_killed_workers_cost_seconds_and_no_bit(undisturbed, folder, capsys):
     chance, done = random.Random(1), threading.Event()
     weights, batches = undisturbed(2)
-    places = [first + chance.randrange(150) for first in (100, 500, 900)]
+    places = [first + chance.randrange(90) for first in (60, 300, 540)]
     kill = lambda: chance.choice(workers_there()).kill()  # noqa: E731
     killer = threading.Thread(target=at_each, args=("run", places, kill), kwargs={"ended": done.is_set})
     killer.start()
@@ -188,7 +188,7 @@ def test_three_lost_nodes_cost_seconds_and_no_bit(cluster_of, undisturbed, folde
     with cluster_of(5, cpus=1) as outside:
         options = ["--weights", "init_cls.caffemodel", "--set", f"address={outside.address}"]
         process = begin(file, "run", *options, cwd=folder)
-        places = [first + chance.randrange(150) for first in (100, 500, 900)]
+        places = [first + chance.randrange(90) for first in (60, 300, 540)]
         at_each("run", places, lambda: cut_off(node_of_a_worker(chance)), ended=lambda: process.poll() is not None)
         out, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
