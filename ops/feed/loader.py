@@ -7,7 +7,6 @@ follows from its position alone, so neither the number of threads nor who finish
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections import deque
@@ -27,12 +26,6 @@ CHUNK, LEAST_CHUNK = 64, 8  # records that a thread takes at a time
 LEAST_BYTES = 1 << 19  # of them, where they are no more than copied: waking a thread costs as much as copying so many
 AHEAD_RECORDS = 32  # batches ahead hold at least about so many, where batches are small
 AHEAD = 2  # batches
-
-
-def step_back() -> None:
-    """This thread lets those that compute go first: a batch is read ahead, and can wait for a core to be idle."""
-    if sys.platform == "linux" and os.environ.get("CORTADO_FEED_NICE"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), int(os.environ["CORTADO_FEED_NICE"]))
 
 
 class Slot:
@@ -115,7 +108,7 @@ class Loader:
             self.given = None
         if self.pool is None:
             self.tops.begins(self.position)
-            self.pool = ThreadPoolExecutor(self.threads, "cortado-feed", step_back)
+            self.pool = ThreadPoolExecutor(self.threads, "cortado-feed")
         while len(self.slots) <= self.ahead:
             self._submit()
         slot, began = self.slots[0], time.perf_counter()
