@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import secrets
@@ -107,7 +108,8 @@ class Serve(NetOptions):
         began = time.monotonic()
         settings = config.load(self.config, self.set)
         token = self.token()
-        model = served(self)
+        size, wait = self.batch_size or settings.serve.batch_size, settings.serve.batch_wait_seconds
+        model = dataclasses.replace(served(self), size=size, wait=wait)
         if self.build is not None:
             return self.write(self.build, settings, model)
         there = serving_book.running(self.name)
@@ -160,8 +162,7 @@ class Serve(NetOptions):
         port = self.port or settings.serve.port
         bound(settings.serve.host, port).close()  # whether it is free is told before anything is started
         samples = self.samples.absolute() if self.samples else None
-        batches = {"size": self.batch_size or settings.serve.batch_size, "wait": settings.serve.batch_wait_seconds}
-        options = {"limits": limits, "token": token, "samples": samples, **batches}
+        options = {"limits": limits, "token": token, "samples": samples}
         return FrontOptions(self.name, settings.serve.host, port, secrets.token_hex(8), **options)
 
     def begin(self, options: FrontOptions, settings: Config, model: Served, connection: Connection) -> Entry:

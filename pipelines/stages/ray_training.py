@@ -39,6 +39,7 @@ LEAVE_SECONDS = 10  # workers of a driver that was killed are gone by then
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 KEEP_MEMORY |= {"MALLOC_TOP_PAD_": str(64 * 1024 * 1024)}
 OUT_OF_MEMORY = ("low on memory", "OutOfMemoryError", "memory pressure")  # as Ray tells it
+READ_THEMSELVES = "data.where: cluster: no CPU is left beside the workers; they read the same batches themselves"
 DIED = ("died unexpectedly", "ActorDied", "worker died", "actor died", "The actor is dead")
 SOON = {  # Ray Train's clocks: a lost worker or node costs seconds
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -155,6 +156,8 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
         place.requests, place.report = messages.requests(), messages.report
         messages.report({"event": "begin", "world": world, "pid": os.getpid()})
         (messages.folder / "began").touch()
+        if place.data_where != config["data_where"]:
+            messages.report({"event": "sign", "lines": [READ_THEMSELVES]})
     checkpoints = Checkpoints(
         place.group, place.device, lambda line: messages.report({"event": "sign", "lines": [line]})
     )

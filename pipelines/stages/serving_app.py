@@ -6,6 +6,7 @@ There Ray Serve's proxy answers HTTP: how long a head may be and how long it may
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,9 +95,9 @@ def build(args: Mapping[str, Any]) -> Any:
         answer_seconds=job.timeout,
         waiting=job.max_waiting,
     )
-    token = os.environ.get(TOKEN) or None
-    more = {"limits": limits, "token": token, "samples": paths.get("samples"), "wait": float(job.batch_wait)}
-    options = FrontOptions(job.name, job.host, 0, job.name, size=job.batch_size or 32, **more)
+    model = dataclasses.replace(model, size=job.batch_size or model.size, wait=float(job.batch_wait))
+    more = {"limits": limits, "token": os.environ.get(TOKEN) or None, "samples": paths.get("samples")}
+    options = FrontOptions(job.name, job.host, 0, job.name, **more)
     calls = deploy.MOST_CALLS
     replica = serve.deployment(name="model", max_ongoing_requests=calls, max_constructor_retry_count=2)(Replica)
     ingress = serve.deployment(name="ingress", max_ongoing_requests=1000)(Ingress)

@@ -54,10 +54,10 @@ class Batches:
         self,
         call: Call,
         *,
-        size: int,
         most_waiting: int,
         most_bytes: int,
         lost: tuple[type[BaseException], ...],
+        size: int = 32,
         wait: float = 0.0,
         seen: Callable[[list[Answer]], None] | None = None,
     ):

@@ -47,8 +47,6 @@ class FrontOptions:
     host: str
     port: int
     instance: str  # tells this server from another at the same address
-    size: int = 32  # pictures of one call
-    wait: float = 0.0  # seconds that a call may wait for more of them while another one runs
     limits: Limits = field(default_factory=Limits)
     token: str | None = None
     samples: Path | None = None
@@ -61,8 +59,7 @@ class Asker:
         self.options, self.handle, self.direct = options, None, None
         self.facts: dict[str, Any] = {}
         limits = options.limits
-        settings: dict[str, Any] = {"size": options.size, "wait": options.wait}
-        settings |= {"most_waiting": limits.waiting, "most_bytes": limits.held}
+        settings: dict[str, Any] = {"most_waiting": limits.waiting, "most_bytes": limits.held}
         metrics = RayMetrics(options.name)
         self.service = Service(
             name=options.name,
@@ -96,7 +93,8 @@ class Asker:
             gc.freeze()  # what is there now stays: looking through it again takes 0.1 s each time
         self.handle, self.facts = handle, facts
         self.service.model = facts
-        self.service.batches.at_once = AT_ONCE * replicas
+        batches, told = self.service.batches, facts["batching"]
+        batches.at_once, batches.size, batches.wait = AT_ONCE * replicas, told["size"], told["wait_seconds"]
         self.service.ready = True
 
     async def find(self) -> None:

@@ -57,6 +57,8 @@ class Served:
     transform: dict[str, Any]  # the same as words
     trained: dict[str, Any] | None = None  # of its run
     samples: tuple[Sample, ...] = ()
+    size: int = 32  # pictures of one call
+    wait: float = 0.0  # seconds that a call may wait for more of them while another one runs
 
     def facts(self) -> dict[str, Any]:
         """What anybody may know of the model: no paths."""
@@ -70,6 +72,7 @@ class Served:
             "hierarchy": self.tree is not None,
             "blobs": {name: list(shape) for name, shape in self.blobs.items()},
             "transform": self.transform,
+            "batching": {"size": self.size, "wait_seconds": self.wait},
             "versions": self.setup.facts.get("versions", {}),
         }
 

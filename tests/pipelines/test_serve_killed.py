@@ -113,7 +113,7 @@ def test_a_replacement_costs_no_request_and_every_answer_is_of_one_model(server,
     net = nets.load(server.options["model"], weights=server.options["weights"])
     net.params["fc"][1].data[2] += 3
     weights.write(net, tmp_path / "other.caffemodel")
-    options = {**server.options, "weights": str(tmp_path / "other.caffemodel")}
+    options = {**server.options, "weights": str(tmp_path / "other.caffemodel"), "batch_size": 3}
     after = scores_of(options, hat)
     assert np.abs(before - after).max() > 0.1
     with Load(server, hat) as load:
@@ -126,7 +126,8 @@ def test_a_replacement_costs_no_request_and_every_answer_is_of_one_model(server,
     assert len(digests) == 2
     for digest, scores in load.answers:
         np.testing.assert_allclose(scores, before if digest == digests[0] else after, atol=1e-5)
-    assert server.get("/v1/model").json()["weights"] == ["other.caffemodel"]
+    told = server.get("/v1/model").json()
+    assert (told["weights"], told["batching"]["size"]) == (["other.caffemodel"], 3)
     assert Counter(digest for digest, _ in load.answers[-5:]) == {digests[1]: 5}
 
 
