@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import time
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -142,19 +143,19 @@ def last_error(told: str) -> str:
 
 def versions(name: str) -> list[tuple[int, str]]:
     """(number, application) of every version of a model that there is, oldest first."""
-    serve = ray_serve()
+    return versions_in(ray_serve().status().applications, name)
 
+
+def versions_in(applications: Iterable[str], name: str) -> list[tuple[int, str]]:
     mark = re.compile(rf"cortado\.{re.escape(name)}\.(\d+)")
-    found = [(mark.fullmatch(app), app) for app in serve.status().applications]
+    found = [(mark.fullmatch(app), app) for app in applications]
     return sorted((int(match[1]), app) for match, app in found if match)
 
 
 def newest(name: str) -> str | None:
     """The newest version of a model that runs."""
-    serve = ray_serve()
-
-    status = serve.status().applications
-    running = [app for _, app in versions(name) if str(status[app].status).endswith("RUNNING") and app in status]
+    status = ray_serve().status().applications
+    running = [app for _, app in versions_in(status, name) if str(status[app].status).endswith("RUNNING")]
     return running[-1] if running else None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import secrets
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,24 +131,26 @@ class Serve(NetOptions):
         from pipelines.stages import serving_book
 
         options = self.front(settings, token)
-        with connected(settings, packages=(ops, cluster, pipelines)) as connection:
+        with connected(settings, packages=(ops, cluster, pipelines)) as connection, sigterm_as_ctrl_c():
             try:
                 entry = self.begin(options, settings, model, connection)
+                seconds = time.monotonic() - began
+                self.tell_begun(entry, options, seconds)
+                if not connection.owned:
+                    return {**self.described(entry, model), "ready_s": round(seconds, 3)}
+                wait_for_the_end()
             except BaseException as error:
+                serving_book.forget(self.name, options.instance)
                 self.clear()
                 raise unwrap(error) from error
-            seconds = time.monotonic() - began
-            say(f"serve: {entry.url} answers ({duration(seconds)}); the page is there too, /docs tells the API")
-            if options.token is None and not entry.host.startswith(("127.", "localhost", "::1")):
-                say(f"serve: anybody who reaches {entry.host}:{entry.port} is answered: set {TOKEN} for a token")
-            if not connection.owned:
-                return {**self.described(entry, model), "ready_s": round(seconds, 3)}
-            try:
-                wait_for_the_end()
-            finally:
-                serving_book.forget(entry.name, entry.instance)
-                self.clear()
+            serving_book.forget(self.name, options.instance)
+            self.clear()
         return {"server": entry.url, "name": entry.name, "ready_s": round(seconds, 3), "ended": True}
+
+    def tell_begun(self, entry: Entry, options: FrontOptions, seconds: float) -> None:
+        say(f"serve: {entry.url} answers ({duration(seconds)}); the page is there too, /docs tells the API")
+        if options.token is None and not entry.host.startswith(("127.", "localhost", "::1")):
+            say(f"serve: anybody who reaches {entry.host}:{entry.port} is answered: set {TOKEN} for a token")
 
     def front(self, settings: Config, token: str | None) -> FrontOptions:
         from pipelines.stages.serving_body import Limits
@@ -303,13 +307,20 @@ class Serve(NetOptions):
 
 
 def wait_for_the_end() -> None:
-    """Until Ctrl-C, or SIGTERM (--stop). Ray has put a handler of its own there, which would end the process."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Until Ctrl-C, or SIGTERM (--stop)."""
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         say("serve: finishing what has been asked")
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Ray has put a handler of its own on SIGTERM, which would end the process as it is."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 

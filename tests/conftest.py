@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).resolve().parent
 SETTINGS = ("RAY_ADDRESS", "CORTADO_CONFIG", "CORTADO_DEBUG", "COLUMNS")  # of whoever runs the tests; not for the tests
+# An example takes as long as it takes: machines with two slow cores run Ray beside it.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,7 +102,7 @@ def cluster_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., contex
             try:
                 yield outside
             finally:
-                process.communicate(timeout=30)
+                process.communicate(timeout=120)
 
     return start
 
@@ -119,7 +123,7 @@ def run_cli(tmp_path: Path) -> Callable[..., Done]:
     It runs in the test's own folder unless `cwd` says otherwise; `env` adds to the environment (None takes away).
     """
 
-    def run(*arguments: object, cwd: Path | None = None, timeout: float = 120, **env: str | None) -> Done:
+    def run(*arguments: object, cwd: Path | None = None, timeout: float = 240, **env: str | None) -> Done:
         settings = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
         command = [sys.executable, "-m", "pipelines", *map(str, arguments)]
         pipes: dict[str, Any] = {"capture_output": True, "text": True, "timeout": timeout, "check": False}

@@ -5,6 +5,8 @@ Prints the address, and the dashboard's URL where one is asked for, then obeys l
 node away as a power cut would. Ends with stdin.
 """
 
+import contextlib
+import random
 import socket
 import sys
 import tempfile
@@ -17,9 +19,12 @@ NOTICE = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "h
 
 
 def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
+    """One that no process is given by chance before the dashboard takes it."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port
 
 
 def main(nodes: int, cpus: int, dashboard: bool) -> None:

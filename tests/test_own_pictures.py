@@ -56,7 +56,7 @@ def test_the_readme_names_these_weights():
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_from_photographs_to_a_caffenet_that_was_trained_by_somebody_else(ray_session, folder, capsys):
     cortado("prepare pictures --out data")
     capsys.readouterr()

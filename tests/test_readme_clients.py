@@ -39,7 +39,7 @@ def told(server, golden, tmp_path):
 
     def run(*command: str, code: str) -> str:
         done = subprocess.run(
-            command, input=code.replace(URL, server.url), cwd=tmp_path, capture_output=True, text=True, timeout=120
+            command, input=code.replace(URL, server.url), cwd=tmp_path, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

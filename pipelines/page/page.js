@@ -109,9 +109,10 @@ async function offerSamples() {
 }
 
 async function sampleOf(one) {
-  const answer = await request(`v1/samples/${encodeURIComponent(one.name)}`).catch(() => null);
-  if (!answer) return null;
-  const content = await answer.blob();
+  const content = await request(`v1/samples/${encodeURIComponent(one.name)}`)
+    .then((answer) => answer.blob())
+    .catch(() => null);
+  if (!content) return null;
   const image = make("img");
   image.src = URL.createObjectURL(content);
   image.addEventListener("load", () => image.classList.toggle("few", image.naturalWidth < FEW));

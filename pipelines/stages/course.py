@@ -101,7 +101,8 @@ class Course:
         self.spent = told.get("spent", self.spent)
         if self.attempts > 1 and self.spent["start"]:  # known as time without a training
             self.spent = {**self.spent, "start": 0.0}
-        if self.open is not None and told["iteration"] >= self.open["iteration"]:
+        ready = self.open is not None and self.open["from"] is not None  # else those that are gone told this
+        if ready and told["iteration"] >= self.open["iteration"]:
             return self.made_good()
         self.iteration = max(self.iteration, told["iteration"])
         return []

@@ -151,7 +151,7 @@ def timed(asked: Asked) -> Reading:
         batch, rows = maker.tops.batch, min(RECORDS, maker.tops.batch)
         handed = maker.make(Piece(0, 0, rows))
         count, began = 0, time.perf_counter()
-        while handed.error is None and (spent := time.perf_counter() - began) < SECONDS:
+        while handed.error is None and ((spent := time.perf_counter() - began) < SECONDS or not count):
             handed = maker.make(Piece(rows * (count // rows + 1), 0, rows))
             count += rows
         if handed.error is not None:

@@ -41,7 +41,11 @@ def held(lock: Path, *, patience: float = 0.0) -> Iterator[None]:
 
 def locked(lock: Path) -> IO[str] | None:
     """The open lock file, ours now; None where somebody has it."""
-    file = lock.open("a+")
+    try:
+        file = lock.open("a+")
+    except FileNotFoundError:  # whoever had it took the folder away with it
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

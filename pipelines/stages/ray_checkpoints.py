@@ -102,6 +102,8 @@ class Checkpoints:
             try:
                 folder = link(taken.names, storage / f"iter_{taken.metrics['iteration']}")
                 checkpoint = train.Checkpoint.from_directory(str(folder))
+            except FileNotFoundError:  # newer ones took its place already (snapshot_keep)
+                pass
             except OSError as error:
                 self.warn(f"warning: {storage}: {error.strerror}: Ray is not told of this snapshot")
         mode = train.CheckpointUploadMode.NO_UPLOAD
@@ -122,6 +124,9 @@ def link(names: Names, folder: Path) -> Path:
         file = Path(name).resolve()
         try:
             os.link(file, folder / file.name)
+        except FileNotFoundError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         except OSError:  # another file system, or one without such links
             (folder / file.name).symlink_to(file)
     return folder

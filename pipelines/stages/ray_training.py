@@ -34,7 +34,7 @@ LOOK_EVERY = 0.1  # seconds between looks at it
 ASK_EVERY = 0.1  # seconds between looks of rank 0 for what the driver asks
 COLLECTIVE_SECONDS = 180  # a worker that does not answer for so long is taken for hung
 ROOM_SECONDS = 15  # what others use may become free meanwhile
-LEAVE_SECONDS = 10  # workers of a driver that was killed are gone by then
+LEAVE_SECONDS = 30  # workers of a driver that was killed are gone by then
 # What glibc does with freed memory: kept, in one place for all threads (see ops/memory.py; Ray trains in a thread).
 KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 KEEP_MEMORY |= {"MALLOC_TOP_PAD_": str(64 * 1024 * 1024)}
@@ -62,7 +62,7 @@ class Messages:
 
     def begin(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)  # workers of a driver that was killed may still write there
 
     def ask(self, bits: int) -> None:
         """STOP or SNAPSHOT, for all workers."""
@@ -154,6 +154,7 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
     place.patience = 60  # seconds: a worker that is replaced may take a while to be gone
     if rank == 0:
         place.requests, place.report = messages.requests(), messages.report
+        (messages.folder / "live.json").unlink(missing_ok=True)  # of those that trained before
         messages.report({"event": "begin", "world": world, "pid": os.getpid()})
         (messages.folder / "began").touch()
         if place.data_where != config["data_where"]:

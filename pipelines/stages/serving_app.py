@@ -67,7 +67,8 @@ class Ingress(Asker):
         return make_app(self.service)
 
     async def find(self) -> None:
-        await self.use(self.model, await asyncio.to_thread(self.count))
+        if self.handle is None:
+            await self.use(self.model, await asyncio.to_thread(self.count))
 
     def count(self) -> int:
         return deploy.running_of(self.version)

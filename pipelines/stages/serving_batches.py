@@ -19,8 +19,8 @@ Answer = dict[str, Any]
 Key = tuple[str, ...]  # what is asked of the model; pictures of one key go together
 Call = Callable[[Key, list[bytes], int], Awaitable[list[Answer]]]
 ALONE_AFTER = 2  # losses after which a picture goes alone: it may be what kills the replicas
-MOST_LOSSES = 4
-PAUSE = 0.2  # seconds after a loss
+MOST_LOSSES = 6
+PAUSE = 0.2  # seconds after the first loss, twice as long after each further one: Ray may learn late of a dead replica
 
 
 class BusyError(RuntimeError):
@@ -162,7 +162,7 @@ class Batches:
     async def again(self, batch: list[Item]) -> None:
         """Put the pictures of a lost call back in front."""
         self.retried += len(batch)
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(PAUSE * 2 ** min(item.losses for item in batch))
         for item in reversed(batch):
             item.losses += 1
             if item.losses >= MOST_LOSSES:

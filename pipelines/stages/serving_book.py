@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+BUSY = 30.0  # seconds that a server whose process lives may take to answer
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -86,8 +88,8 @@ def running(name: str) -> Entry | None:
 
 
 def still(entry: Entry, patience: float = 5.0) -> bool:
-    """Whether a server answers; one whose front was just killed is waited for while its process lives."""
-    until = time.monotonic() + patience
+    """Whether a server answers; one that is busy, or whose front was killed, is waited for while its process lives."""
+    until = time.monotonic() + (max(patience, BUSY) if entry.pid else patience)
     while not entry.alive():
         if time.monotonic() > until or (entry.pid and not process_lives(entry.pid)):
             return False

@@ -32,7 +32,7 @@ LOST = (
 )
 AT_ONCE = 2  # calls a replica has: one computes while the next decodes
 LITTLE, LITTLE_TOLD = 1_000_000, 1000  # bytes of a call's pictures; classes of its answers
-LOOK_EVERY, LOOK_PATIENCE = 2.0, 10.0  # seconds
+LOOK_EVERY, LOOK_PATIENCE, FIRST_PATIENCE = 2.0, 10.0, 50.0  # seconds
 CONNECTIONS = 2048
 HEAD_BYTES = 65_536  # of a request
 REQUEST_SECONDS = 120.0  # that a request may take to arrive
@@ -85,7 +85,7 @@ class Asker:
 
     async def use(self, handle: Any, replicas: int) -> None:
         """From now on ask this deployment, once it has said what it is."""
-        facts = await asyncio.wait_for(handle.describe.remote(), LOOK_PATIENCE)
+        facts = await asyncio.wait_for(handle.describe.remote(), FIRST_PATIENCE)
         # straight to the replica, without Ray's object store: half the time where little travels (4 MB at most)
         self.direct = handle.options(method_name="classify", _by_reference=False)
         if self.handle is None:
@@ -98,7 +98,7 @@ class Asker:
         self.service.ready = True
 
     async def find(self) -> None:
-        """Look for the model."""
+        """Look for the model, or for another version of it."""
         raise NotImplementedError
 
     def count(self) -> int:
@@ -109,9 +109,9 @@ class Asker:
         """Find the model, and go on looking whether it answers."""
         while True:
             try:
-                if self.handle is None:
+                if not self.service.ready:
                     await self.find()
-                else:
+                if self.handle is not None:
                     await asyncio.wait_for(self.handle.describe.remote(), LOOK_PATIENCE)
                     self.service.ready = True
                     self.service.batches.at_once = AT_ONCE * await asyncio.to_thread(self.count)
@@ -127,7 +127,7 @@ class Front(Asker):
 
     def __init__(self, options: FrontOptions):
         super().__init__(options)
-        self.version = ""
+        self.version, self.taking = "", asyncio.Lock()
         listening = bound(options.host, options.port)
         config = uvicorn.Config(
             make_app(self.service),
@@ -147,14 +147,19 @@ class Front(Asker):
 
     async def take(self, app: str) -> None:
         """From now on ask this version of the model."""
+        async with self.taking:
+            await self._take(app)
+
+    async def _take(self, app: str) -> None:
         handle, replicas = await asyncio.to_thread(deploy.handle_of, app)
         await self.use(handle, replicas)
         self.version = app
 
     async def find(self) -> None:
-        newest = await asyncio.to_thread(deploy.newest, self.options.name)
-        if newest:
-            await self.take(newest)
+        async with self.taking:  # what it was told to take meanwhile is newer
+            newest = await asyncio.to_thread(deploy.newest, self.options.name)
+            if newest and newest != self.version:
+                await self._take(newest)
 
     def count(self) -> int:
         return deploy.running_of(self.version)

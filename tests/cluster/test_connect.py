@@ -32,7 +32,7 @@ def python(code: str, folder: Path, *arguments: str, **env: str | None) -> subpr
     file.write_text(text)
     command = [sys.executable, str(file), *arguments]
     settings = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
-    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=240, check=False)
 
 
 # -- which one ---------------------------------------------------------------------------------------------------------
@@ -153,17 +153,17 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, after, seconds):
         with subprocess.Popen([sys.executable, str(file)], cwd=tmp_path, env=env, **pipes) as process:
             while process.stdout.readline().strip() != after:
                 pass
-            for _ in range(600):  # on a busy machine Ray's first process takes its time
+            for _ in range(1200):  # on a busy machine Ray's first process takes its time
                 if processes(session):
                     break
                 time.sleep(0.1)
             time.sleep(seconds)
             assert processes(session)
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=120)
         assert out.split()[-1] == "stopped"
         assert "Traceback" not in err
-        for _ in range(50):
+        for _ in range(300):
             if not processes(session):
                 break
             time.sleep(0.1)
@@ -186,6 +186,7 @@ print(json.dumps({"address": connection.address, "owned": connection.owned, "nod
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_guest_brings_its_code_and_leaves_the_cluster_running(cluster_of, tmp_path):
     with cluster_of(2, cpus=1) as outside:
         for arguments, env in ((["cpus=7"], {"RAY_ADDRESS": outside.address}), ([f"address={outside.address}"], {})):
@@ -197,11 +198,11 @@ def test_a_guest_brings_its_code_and_leaves_the_cluster_running(cluster_of, tmp_
             assert found["address"] == outside.address
             assert "py_modules_files" in found["remote"]  # sent, although it is installed there too
         outside.kill_node()
-        for _ in range(10):  # until the cluster has noticed
-            left = json.loads(python(GUEST, tmp_path, f"address={outside.address}").stdout)
-            if left["nodes"] == 1:
-                break
-        assert (left["nodes"], left["cpus"]) == (1, 1)
+        found, deadline = {"nodes": 2}, time.monotonic() + 120
+        while found["nodes"] > 1 and time.monotonic() < deadline:  # until the cluster has noticed
+            done = python(GUEST, tmp_path, f"address={outside.address}")
+            found = json.loads(done.stdout) if done.returncode == 0 else found
+        assert (found["nodes"], found["cpus"]) == (1, 1)
         assert outside.process.poll() is None
 
 

@@ -52,7 +52,7 @@ def test_silence_is_waited_for_only_so_long(listener):
     began = time.monotonic()
     with pytest.raises(ConnectionError, match="is not the head of a Ray cluster"):
         probe(f"127.0.0.1:{listener}", patience=1.0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10  # not the 15 of PATIENCE
 
 
 @pytest.mark.parametrize(("host", "here"), [("127.0.0.1", True), ("localhost", True), ("203.0.113.7", False)])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.pipelines.serving import PATIENCE
 
@@ -29,6 +30,10 @@ def need_chromium() -> None:
         pytest.fail(WITH_CHROMIUM, pytrace=False)
     if CHROMIUM is None:
         pytest.skip(WITH_CHROMIUM)
+
+
+class ProtocolError(AssertionError):
+    """What the browser answers to a call that it cannot do, as one of a page that has just gone."""
 
 
 class Tab:
@@ -47,7 +52,8 @@ class Tab:
             if told.get("method") == "Network.requestWillBeSent":
                 self.asked.append(told["params"]["request"]["url"])
             if told.get("id") == self.number:
-                assert "error" not in told, told
+                if "error" in told:
+                    raise ProtocolError(told)
                 return told["result"]
 
     def run(self, script: str) -> Any:
@@ -59,10 +65,12 @@ class Tab:
     def until(self, script: str) -> Any:
         """Wait until it gives something true."""
         until = time.monotonic() + PATIENCE
-        while not (found := self.run(f"(() => {{ try {{ return !!({script}) }} catch {{ return false }} }})()")):
+        while True:
+            with contextlib.suppress(ProtocolError):
+                if found := self.run(f"(() => {{ try {{ return !!({script}) }} catch {{ return false }} }})()"):
+                    return found
             assert time.monotonic() < until, f"{script}: {self.run('document.body.innerText')}"
             time.sleep(0.1)
-        return found
 
     def press(self, key: str, *, shift: bool = False) -> None:
         """A key of the keyboard, as the browser gets it from a person."""
@@ -116,24 +124,33 @@ class Tab:
         ]
 
 
+def address_of(folder: Path) -> str:
+    """Where the page of a browser that has just been started is driven."""
+    told, until = folder / "DevToolsActivePort", time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(OSError):  # no such file, or nobody there yet
+            port, written, _ = told.read_text().partition("\n")
+            tabs = requests.get(f"http://127.0.0.1:{port}/json", timeout=PATIENCE).json() if written else []
+            if pages := [tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"]:
+                return pages[0]
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 @contextlib.contextmanager
 def browser(url: str, folder: Path) -> Iterator[Tab]:
     """A new Chromium that shows this address."""
-    import requests
     from websockets.sync.client import connect
 
     options = ["--headless=new", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"]
+    options += ["--disable-dev-shm-usage"]  # Ray may have filled it
     options += ["--no-sandbox"] if os.geteuid() == 0 else []
     command = [str(CHROMIUM), *options, f"--user-data-dir={folder}", url]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            told, until = folder / "DevToolsActivePort", time.monotonic() + PATIENCE
-            while not (told.exists() and told.read_text().count("\n")):
-                assert time.monotonic() < until
-                time.sleep(0.1)
-            tabs = requests.get(f"http://127.0.0.1:{told.read_text().splitlines()[0]}/json", timeout=30).json()
-            address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-            with connect(address, max_size=None) as socket:
+            # what it tells of itself while a test does other things is kept, and need not be acknowledged in time
+            limits = {"max_size": None, "max_queue": None, "open_timeout": PATIENCE, "ping_interval": None}
+            with connect(address_of(folder), **limits) as socket:
                 tab = Tab(socket)
                 for domain in ("Runtime", "DOM", "Page", "Network"):
                     tab.call(f"{domain}.enable")

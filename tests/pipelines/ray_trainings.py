@@ -85,22 +85,37 @@ def reached(run: str | Path) -> int:
 
 def once(run: str | Path, iteration: int, act: Callable[[], None], *, ended: Callable[[], bool]) -> None:
     """Do something as soon as a run has come so far, unless it has ended."""
-    deadline = time.monotonic() + 200
-    while reached(run) < iteration and not ended() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while reached(run) < iteration and not ended():
+        assert time.monotonic() < deadline, f"the run has come to {reached(run)} only"
         time.sleep(0.02)
     assert not ended(), "the run ended before anything could be done to it"
     act()
 
 
 def at_each(run: str | Path, iterations: list[int], act: Callable[[], None], *, ended: Callable[[], bool]) -> None:
-    """Do something that ends a worker at each of the iterations; in between, wait until others train."""
+    """Do something that ends a worker at each of the iterations, but not before what was lost has been done again; in
+    between, wait until others train."""
+    lost = 0
     for iteration in iterations:
-        once(run, iteration, lambda: None, ended=ended)
+        once(run, max(iteration, lost), lambda: None, ended=ended)
         before = {one.pid for one in workers_there()}
         act()
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 200
         while {one.pid for one in workers_there()} & before and not ended() and time.monotonic() < deadline:
+            lost = max(lost, reached(run))
             time.sleep(0.05)
+        lost, old = max(lost, reached(run)), told_at(run)
+        while told_at(run) == old and not ended() and time.monotonic() < deadline:  # what it says is of those before
+            time.sleep(0.05)
+
+
+def told_at(run: str | Path) -> int:
+    """When a run last said how far it is, in ns."""
+    try:
+        return (Path(run) / ".run" / "live.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def workers_there() -> list[psutil.Process]:
@@ -115,7 +130,10 @@ def workers_there() -> list[psutil.Process]:
 
 def node_of_a_worker(chance: random.Random) -> psutil.Process:
     """The raylet of a node where a worker trains, but not of the head's."""
-    raylets = [one.parent() for one in workers_there()]
+    raylets = []
+    for one in workers_there():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            raylets.append(one.parent())
     heads = {one.pid for one in psutil.process_iter(["cmdline"]) if "--head" in (one.info["cmdline"] or [])}
     away = [one for one in raylets if one is not None and one.pid not in heads]
     assert away, [one.cmdline() for one in raylets if one]

@@ -93,7 +93,8 @@ def test_clients_wait_for_their_answers(known, picture, tmp_path):
         assert load["failed"] == {}
         assert 1000 * DELAY <= load["ms"]["p50"] <= load["ms"]["p90"] <= load["ms"]["p99"] <= load["ms"]["max"]
         assert load["answers"] <= clients * (1 / DELAY + 1)
-        assert load["images_per_s"] == pytest.approx(clients * 1000 / load["ms"]["p50"], rel=0.5)
+        assert load["images_per_s"] == pytest.approx(load["answers"], abs=0.1)  # in a second
+        assert load["images_per_s"] >= 0.5 * clients * 1000 / load["ms"]["max"]  # each asks again when it is answered
         assert load["batch"] == 3
     assert cv2.imread(str(plot)).shape[1] == 1350
 

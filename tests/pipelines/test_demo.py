@@ -22,7 +22,7 @@ from pipelines.convert import Convert
 from pipelines.demo import OPERATIONS, Demo, command_line, folded
 from pipelines.listing import List
 from pipelines.show import Show
-from pipelines.stages import demo_lenet
+from pipelines.stages import demo_lenet, demo_serving
 from pipelines.stages.demo_pictures import EDGE, filled, write_digits, write_photographs
 from pipelines.train import Train
 from tests.pipelines.browser import CHROMIUM
@@ -197,7 +197,14 @@ def test_a_training_that_fails_instead_of_stopping_is_an_error(tmp_path, capfd):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_chain_runs_and_a_second_run_makes_nothing_anew(tmp_path, capfd):
+@pytest.mark.timeout(900)
+def test_the_chain_runs_and_a_second_run_makes_nothing_anew(tmp_path, capfd, monkeypatch):
+    for module, name in (
+        (demo_lenet, "STOP_SECONDS"),
+        (demo_serving, "ANSWER_SECONDS"),
+        (demo_serving, "BROWSER_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 240)  # the machine may be slow
     demo = Demo(out=tmp_path / "out")
     result = demo.run()
     assert result["records"] == RECORDS
@@ -230,6 +237,7 @@ def test_the_chain_runs_and_a_second_run_makes_nothing_anew(tmp_path, capfd):
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2, 3])  # 0 is the whole chain's
 def test_lenet_learns_the_digits_however_they_are_split(seed, tmp_path):
     demo = Demo(out=tmp_path / "out", seed=seed)

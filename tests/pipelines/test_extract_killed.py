@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 LINES, PARTS = 900, 6
+PATIENCE = 240  # seconds
+TRIALS = 4  # a slow moment of ours may outlast what is to be killed
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +75,9 @@ def lines_done(out: Path) -> int:
 
 
 def wait_for(out: Path, lines: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while lines_done(out) < lines and process.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + PATIENCE
+    while lines_done(out) < lines and process.poll() is None:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -90,8 +93,19 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def test_killed_workers_change_nothing(command, undisturbed, tmp_path):
-    rng, out = random.Random(3), tmp_path / "out"
-    process = subprocess.Popen(command(out, *TWO), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    rng = random.Random(3)
+    for trial in range(TRIALS):
+        out = tmp_path / str(trial)
+        killed = extract_and_kill(command(out, *TWO), out, rng)
+        assert_whole(out, undisturbed)
+        if killed == 3:
+            return
+    pytest.fail(f"{killed} workers were killed, and then it was over")
+
+
+def extract_and_kill(command: list[str], out: Path, rng: random.Random) -> int:
+    """Run it, and kill a worker at three moments; how many were killed before it was over."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     killed = 0
     for moment in sorted(rng.uniform(0.05, 0.7) for _ in range(3)):
         wait_for(out, int(moment * LINES), process)
@@ -103,24 +117,26 @@ def test_killed_workers_change_nothing(command, undisturbed, tmp_path):
             with contextlib.suppress(psutil.NoSuchProcess):
                 rng.choice(victims).send_signal(signal.SIGKILL)
                 killed += 1
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
-    assert killed == 3
-    assert_whole(out, undisturbed)
+    return killed
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_a_killed_driver_goes_on_where_it_stopped(command, undisturbed, tmp_path, kind):
-    out = tmp_path / "out"
-    process = subprocess.Popen(command(out, *TWO), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not list((out / ".run" / "done").glob("part-*.json")) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    process.send_signal(kind)
-    process.communicate(timeout=60)
+    for trial in range(TRIALS):
+        out = tmp_path / str(trial)
+        process = subprocess.Popen(command(out, *TWO), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + PATIENCE
+        while not list((out / ".run" / "done").glob("part-*.json")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(kind)
+        process.communicate(timeout=PATIENCE)
+        if not (out / "manifest.json").exists():
+            break  # else it was over before it could be killed
     assert process.returncode != 0
-    assert not list(out.glob("*.parquet"))
+    assert not [*out.glob("*.parquet"), *out.glob("manifest.json")]
     again = subprocess.run(command(out, *TWO), check=True, capture_output=True, text=True)
     assert json.loads(again.stdout)["skipped_shards"] >= 1
     assert "are finished already and skipped" in again.stderr
@@ -135,6 +151,6 @@ def test_a_lost_node_changes_nothing(command, undisturbed, cluster_of, tmp_path)
         )
         wait_for(out, LINES // 5, process)
         outside.kill_node()
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert_whole(out, undisturbed)

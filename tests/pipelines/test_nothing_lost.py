@@ -16,7 +16,7 @@ import pytest
 
 from pipelines.stages.dataset import open_dataset
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LINES = 2400
 SHARDS = 6
@@ -127,7 +127,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(command, undisturbed, tmp_path
     process = subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_a_shard(out, process)
     process.send_signal(kind)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert visible(out) == []
     if kind == signal.SIGINT:
@@ -144,10 +144,14 @@ def test_two_drivers_do_not_write_into_one_folder(command, tmp_path):
     out = tmp_path / "out"
     first = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(out, 1, first)
-    second = subprocess.run(command(out), capture_output=True, text=True)
+    first.send_signal(signal.SIGSTOP)  # so that it does not come to its end before the second looks
+    try:
+        second = subprocess.run(command(out), capture_output=True, text=True, timeout=240)
+    finally:
+        first.send_signal(signal.SIGCONT)
     assert second.returncode == 1
     assert f"another run is writing here (process {first.pid}" in second.stderr
-    assert first.wait(timeout=120) == 0
+    assert first.wait(timeout=240) == 0
 
 
 @pytest.fixture

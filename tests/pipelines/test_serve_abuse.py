@@ -22,8 +22,9 @@ from pipelines.stages.serving_load import Load, Target, press
 from tests.pipelines.broken_requests import STATUSES, broken, shout
 from tests.pipelines.serving import PATIENCE, RAW, front_pid, png, replica_pid, serving
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 MEGABYTE = 2**20
+TOGETHER = 100  # pictures in the queue, which has room for 512
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +113,10 @@ def crowd(server, count: int, picture: bytes) -> list[bytes]:
         with answered_meanwhile(server, picture):
             pass
         found = []
-        for sender in senders:  # one after the other: the queue has room for 512
-            sender.sendall(picture[len(picture) // 2 :])
-            found.append(sender.makefile("rb").readline())
+        for first in range(0, count, TOGETHER):
+            for sender in senders[first : first + TOGETHER]:
+                sender.sendall(picture[len(picture) // 2 :])
+            found += [sender.makefile("rb").readline() for sender in senders[first : first + TOGETHER]]
         return found
 
 

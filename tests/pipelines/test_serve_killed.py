@@ -35,12 +35,12 @@ from tests.pipelines.serving import (
     serving,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def server(ray_session, golden, tmp_path_factory):
-    with serving(golden, tmp_path_factory.mktemp("killed"), "killed") as found:
+    with serving(golden, tmp_path_factory.mktemp("killed"), "killed", timeout=PATIENCE) as found:
         yield found
 
 
@@ -168,6 +168,11 @@ def command(folder, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+def noted(status: str, name: str) -> bool:
+    """Whether a server is listed, and ready."""
+    return any(one["name"] == name and one.get("ready") for one in json.loads(status)["servers"])
+
+
 def test_the_command_serves_until_it_is_stopped(golden, tmp_path, hat, run_cli):
     """With a Ray of its own, as a person starts it."""
     options, name = files_of(golden, tmp_path), f"own{os.getpid()}"
@@ -175,12 +180,12 @@ def test_the_command_serves_until_it_is_stopped(golden, tmp_path, hat, run_cli):
     port = free_port()
     with command(tmp_path, *words, "--name", name, "--port", str(port), "--set", "cpus=2", "--json") as process:
         server = Server(f"http://127.0.0.1:{port}", name, options)
-        server.until_ready()
+        server.until_ready(2 * PATIENCE)
         answer = server.post("/v1/classify?top=6", hat).json()["images"][0]["top"]
         assert answer[0]["label"] == int(np.argmax(scores_of(options, hat)))
-        listed = run_cli("serve", "--status", "--json")
-        (found,) = [one for one in json.loads(listed.stdout)["servers"] if one["name"] == name]
-        assert found["ready"]
+        until = time.monotonic() + PATIENCE
+        while not noted(run_cli("serve", "--status", "--json").stdout, name):  # it answers a moment before
+            assert time.monotonic() < until
         stopped = run_cli("serve", "--stop", "--name", name, "--json")
         assert json.loads(stopped.stdout)["stopped"], stopped.stderr
         out, err = process.communicate(timeout=PATIENCE)

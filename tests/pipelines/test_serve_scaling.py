@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 
+import cv2
 import pytest
 import requests
 
 from tests.pipelines.serving import PATIENCE, RAW, scores_of, serving
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SET = ("serve.replicas={min: 1, max: 2}", "serve.scale_up_seconds=0", "serve.batch_size=1")
 
 
@@ -25,13 +26,14 @@ def deployed(app: str):
 def test_a_load_that_is_too_much_for_one_replica_starts_another(ray_session, golden, tmp_path):
     from cluster import deploy
 
-    hat = (golden / "files" / "photos" / "hat_1.jpg").read_bytes()
+    photo = cv2.imread(str(golden / "files" / "photos" / "hat_1.jpg"))
+    large = cv2.imencode(".jpg", cv2.resize(photo, None, fx=3, fy=3))[1].tobytes()  # work for the replica, not for us
     over, failed, wrong, done = threading.Event(), [], [], []
 
     def ask(url, expected):
         session = requests.Session()
         while not over.is_set():
-            told = session.post(f"{url}/v1/classify?top=6", hat, headers=RAW, timeout=PATIENCE)
+            told = session.post(f"{url}/v1/classify?top=6", large, headers=RAW, timeout=PATIENCE)
             if told.status_code != 200:
                 failed.append(told.text)
                 return
@@ -44,7 +46,7 @@ def test_a_load_that_is_too_much_for_one_replica_starts_another(ray_session, gol
         told = deployed(app).deployment_config.autoscaling_config
         assert (told["min_replicas"], told["max_replicas"], told["upscale_delay_s"]) == (1, 2, 0)
         assert deploy.running_of(app) == 1
-        expected = scores_of(server.options, hat)
+        expected = scores_of(server.options, large)
         clients = [threading.Thread(target=ask, args=(server.url, expected)) for _ in range(6)]
         for client in clients:
             client.start()

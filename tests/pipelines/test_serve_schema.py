@@ -13,7 +13,7 @@ from schemathesis.checks import CHECKS
 
 from tests.pipelines.serving import PATIENCE, png, serving
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
 # bytes that the schema allows are seldom a picture: 400 or 415 is the right answer to those
 UNKNOWABLE = ("positive_data_acceptance",)
 EXAMPLES = 15

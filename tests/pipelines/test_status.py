@@ -33,6 +33,7 @@ def test_a_path_that_is_not_there_is_a_problem_and_exit_code_1(run_cli):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_nodes_of_a_cluster_and_what_they_see(cluster_of, run_cli, tmp_path):
     (tmp_path / "data").mkdir()
     with cluster_of(2, cpus=1) as outside:

@@ -90,6 +90,7 @@ def submit(server: str, folder: Path, *words: str) -> subprocess.Popen[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_job_works_in_this_folder_with_the_code_that_was_sent(server, tmp_path):
     """A conversion on the cluster: its tasks find the code, too, and get what ray_config.yaml says."""
     import cv2
@@ -104,7 +105,7 @@ def test_a_job_works_in_this_folder_with_the_code_that_was_sent(server, tmp_path
     names = [f"{path.relative_to(tmp_path)} {path.parent.name == 'light':d}" for path in tmp_path.glob("*/*/*.png")]
     (tmp_path / "list.txt").write_text("\n".join(names) + "\n")
     with submit(server, tmp_path, "--json", "--", "convert", "--list", "list.txt", "--out", "data") as process:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     result = json.loads(out)
     assert (result["status"], result["exit"]) == ("SUCCEEDED", 0)

@@ -81,23 +81,32 @@ def wait_for(folder: Path, name: str, iteration: int, process: subprocess.Popen[
         time.sleep(0.005)
 
 
-def kill_while_writing(folder: Path, name: str, process: subprocess.Popen[str], delay: float) -> bool:
-    """SIGKILL `delay` seconds after the temporary files of a snapshot appear; whether one was still being written."""
-    deadline = time.monotonic() + 60
+def being_written(folder: Path) -> bool:
+    return any(file.startswith(".tmp-") for file in os.listdir(folder))
+
+
+def kill_while_writing(folder: Path, name: str, process: subprocess.Popen[str], delay: float) -> None:
+    """SIGKILL `delay` seconds after the temporary files of a snapshot appear, or sooner where it is written by then:
+    the process is stopped first, so that what is found half written stays so."""
+    deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if any(file.startswith(".tmp-") for file in os.listdir(folder / name)):
-            time.sleep(delay)
+        if not being_written(folder / name):
+            continue
+        time.sleep(delay)
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if being_written(folder / name):
             process.kill()
             process.communicate()
-            return any(file.startswith(".tmp-") for file in os.listdir(folder / name))
+            return
+        process.send_signal(signal.SIGCONT)
+        delay = 0.0
     raise AssertionError("no snapshot was written")
 
 
-def killed(folder: Path, name: str, *, seed: int, kills: int) -> int:
-    """Kill the command at seeded moments, every other time while a snapshot is written, each time begun again; how
-    often it was in the middle of writing."""
+def killed(folder: Path, name: str, *, seed: int, kills: int) -> None:
+    """Kill the command at seeded moments, every other time while a snapshot is written, each time begun again."""
     rng = random.Random(seed)
-    halves = 0
     for number in range(kills):
         process = begin(folder, name, "--resume")
         wait_for(folder, name, reached(folder, name) + EVERY * rng.randint(1, 4), process)
@@ -107,8 +116,7 @@ def killed(folder: Path, name: str, *, seed: int, kills: int) -> int:
             process.kill()
             process.communicate()
         else:
-            halves += kill_while_writing(folder, name, process, rng.uniform(0, 0.003) if number else 0.0)
-    return halves
+            kill_while_writing(folder, name, process, rng.uniform(0, 0.003) if number else 0.0)
 
 
 def finish(folder: Path, name: str) -> dict[str, object]:
@@ -127,35 +135,39 @@ def assert_undisturbed(folder: Path, name: str, undisturbed) -> None:
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(folder, undisturbed):
-    halves = killed(folder, "killed", seed=1, kills=3)
+    killed(folder, "killed", seed=1, kills=3)
     told = finish(folder, "killed")
     assert told["from"] >= EVERY
-    assert halves >= 1
     assert_undisturbed(folder, "killed", undisturbed)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_soak_twenty_kills(folder, undisturbed):
-    halves = 0
     for seed in range(100, 104):
         name = f"soak-{seed}"
-        halves += killed(folder, name, seed=seed, kills=6)
+        killed(folder, name, seed=seed, kills=6)
         finish(folder, name)
         assert_undisturbed(folder, name, undisturbed)
-    assert halves >= 4
+
+
+def odd(folder: Path) -> list[int]:
+    """Iterations of snapshots that no solver asked for."""
+    found = (int(file.stem.rpartition("_")[2]) for file in folder.glob("solver_iter_*.json"))
+    return [iteration for iteration in found if iteration % EVERY]
 
 
 def test_ctrl_c_stops_with_a_snapshot_and_sighup_takes_one_on_the_way(folder, undisturbed):
     process = begin(folder, "signals")
     wait_for(folder, "signals", EVERY, process)
-    process.send_signal(signal.SIGHUP)
-    time.sleep(0.4)
+    while not odd(folder / "signals") and process.poll() is None:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     time.sleep(0.002)
     process.send_signal(signal.SIGINT)  # a shell and a launcher may both pass it on
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     told = json.loads(out)
     assert (process.returncode, told["stopped"]) == (0, True)
     assert "stopping after this iteration, with a snapshot" in err
@@ -172,23 +184,24 @@ def test_ctrl_c_stops_with_a_snapshot_and_sighup_takes_one_on_the_way(folder, un
 
 @pytest.mark.parametrize("effect", ["snapshot", "none"])
 def test_what_ctrl_c_does_can_be_chosen(folder, effect):
-    process = begin(folder, f"sigint-{effect}", "--sigint-effect", effect, max_iter=600)
+    process = begin(folder, f"sigint-{effect}", "--sigint-effect", effect, max_iter=1500)
     wait_for(folder, f"sigint-{effect}", EVERY, process)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    for _ in range(3):  # one of them may meet a snapshot of the solver's
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.03)
+    out, _ = process.communicate(timeout=120)
     told = json.loads(out)
-    assert (process.returncode, told["stopped"], told["iterations"]) == (0, False, 600)
-    odd = [name for name in told["snapshots"] if int(Path(name).name.split("_")[2].split(".")[0]) % EVERY]
-    assert bool(odd) == (effect == "snapshot")
+    assert (process.returncode, told["stopped"], told["iterations"]) == (0, False, 1500)
+    assert bool(odd(folder / f"sigint-{effect}")) == (effect == "snapshot")
 
 
 def test_two_trainings_do_not_write_into_one_folder(folder):
     first = begin(folder, "twice", max_iter=1_000_000)
     wait_for(folder, "twice", EVERY, first)
     second = begin(folder, "twice", "--resume", max_iter=1_000_000)
-    _, err = second.communicate(timeout=60)
+    _, err = second.communicate(timeout=120)
     assert second.returncode == 1
     assert f"twice: another run is writing here (process {first.pid} on" in err.splitlines()[-1]
     assert first.poll() is None
     first.send_signal(signal.SIGINT)
-    assert first.wait(timeout=60) == 0
+    assert first.wait(timeout=120) == 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import subprocess
 import sys
+from itertools import count
 
 import pytest
 
@@ -75,6 +76,15 @@ def test_a_run_that_goes_on_is_the_same_run_there(folder):
     assert [one.step for one in told] == list(range(LAST))
 
 
+def lose(store):
+    """Take a folder away while somebody writes there, and put a file in its place."""
+    for number in count():
+        store.rename(f"{store}-{number}")
+        with contextlib.suppress(IsADirectoryError):  # made anew meanwhile
+            store.write_text("something else")
+            return
+
+
 def test_a_store_that_is_lost_costs_one_warning_and_no_training(folder, monkeypatch):
     monkeypatch.setattr(tracking, "TELL_EVERY", 0.01)
     monkeypatch.setattr(tracking, "AGAIN", 0.01)
@@ -83,8 +93,7 @@ def test_a_store_that_is_lost_costs_one_warning_and_no_training(folder, monkeypa
     def see(told):
         said.extend(told.get("lines", []))
         if told.get("iteration") == 3 and "loss" in told:
-            shutil.rmtree(folder / "mlruns")
-            (folder / "mlruns").write_text("something else")
+            lose(folder / "mlruns")
 
     result = train(Training(solver=str(path), run="runs/a", mlflow="mlruns"), Place(signals=False, report=see))
     assert (result["iterations"], len(rows(folder / "runs/a"))) == (LAST, LAST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pipelines.stages import ray_training
+from pipelines.stages.clock import limit
 from pipelines.stages.held import held
 from pipelines.train import Train
 from tests.pipelines.ray_trainings import begin, blobs, digests, distance, golden_files, once, rows, solver, train
@@ -69,14 +71,14 @@ def test_a_run_goes_on_with_another_number_of_workers(ray_session, folder):
 
 
 def test_ctrl_c_stops_with_a_snapshot(folder):
-    file = solver(folder, "sgd", **{"max_iter: 24": "max_iter: 3000"})
+    file = solver(folder, "sgd", **{"max_iter: 24": "max_iter: 100000"})
     process = begin(file, "run", "--set", "cpus=2", workers=1)
     once("run", 1, lambda: process.send_signal(signal.SIGINT), ended=lambda: process.poll() is not None)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     result = json.loads(out)
     assert result["stopped"]
-    assert 0 < result["iterations"] < 3000
+    assert 0 < result["iterations"] < 100000
     assert Path(f"mine_sgd_iter_{result['iterations']}.solverstate").exists()
 
 
@@ -127,17 +129,16 @@ def test_the_best_weights_and_an_early_end_are_those_of_a_run_without_ray(ray_se
 def test_the_end_says_where_the_time_went_and_what_limits(ray_session, tested, capsys):
     result = train(tested, "run", 2)
     seconds = result["time"]
-    assert seconds["start"] > seconds["step"] > 0
-    assert seconds["test"] > 0
+    assert min(seconds["start"], seconds["step"], seconds["test"]) > 0
     assert seconds["lost"] == 0
-    assert result["limited_by"].startswith("the start-up limits")
+    assert result["limited_by"] == limit(seconds)
     assert list(result["started"]) == ["imports", "ray_init", "fit", "set_up", "first_batch", "first_step"]
     told = capsys.readouterr().err
     assert told.count("started in ") == 1
     page = Train(solver=tested).render(result)
     shown = " ".join(str(cell) for column in page.columns for cell in column.cells)
     assert "start-up " in shown
-    assert "the start-up limits: it took " in shown
+    assert result["limited_by"] in shown
 
 
 # -- what cannot be --------------------------------------------------------------------------------------------------
@@ -201,6 +202,9 @@ def test_cpus_that_others_use_are_not_waited_for_without_end(ray_session, folder
     monkeypatch.setattr(ray_training, "ROOM_SECONDS", 0.5)
     other = ray.remote(num_cpus=3)(Busy).remote()
     assert ray.get(other.ready.remote())
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 1 and time.monotonic() < deadline:  # Ray counts now and then
+        time.sleep(0.1)
     try:
         told = (
             r"2 workers of 1 CPU cannot run now: 1 of 4 CPUs are free, .*; wait for it to end, or lower train.workers"

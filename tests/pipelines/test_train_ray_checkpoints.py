@@ -61,7 +61,7 @@ def test_snapshots_faster_than_ray_looks_hold_nobody_up(ray_session, folder):
     train(solver(folder, "sgd", "snapshot: 1"), "run", 1, weights="init_cls.caffemodel", keep=2)
     told = checkpoints("run")
     assert max(told) == 24
-    assert len(told) < 20
+    assert len(told) < 24
     assert len(list(Path().glob("mine_sgd_iter_*.solverstate"))) == 2
     assert snapshot.latest(told[24] / "mine_sgd") == told[24] / "mine_sgd_iter_24.solverstate"
     result = Train(solver=Path("mine_sgd.prototxt"), run_folder=Path("run"), resume=True, local=True, gpu="none").run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ops.feed.source import Joined
 from ops.proto.caffe_pb2 import Datum
 from ops.records import datum as writing
 from tests.ops.feed.helpers import database as make
-from tests.ops.feed.helpers import datum, pictures, write_lmdb
+from tests.ops.feed.helpers import datum, open_files, pictures, write_lmdb
 
 FRESH = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 
@@ -200,10 +199,10 @@ def test_an_altered_lmdb_is_an_error_and_never_a_crash(tmp_path):
 
 def test_no_file_stays_open(golden):
     gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(5):
         source = families.open_records(golden / "files" / "raw_lmdb", database.Parser())
         source.read(source.locate(np.array([3]))[0])
         source.close()
         del source
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before

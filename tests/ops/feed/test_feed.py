@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from ops.feed.feed import FeedOptions, open_feed, share
 from ops.feed.source import Example
 from ops.feed.tops import StoppedError
-from tests.ops.feed.helpers import batches, copied, data_layer, database, layer, pictures, stream
+from tests.ops.feed.helpers import batches, copied, data_layer, database, layer, open_files, pictures, stream
 
 CHANCY = "crop_size: 8 mirror: true mean_value: 100 scale: 0.1"
 OPTIONS = {
@@ -187,13 +186,13 @@ def test_waiting_is_measured(db, monkeypatch):
         read = feed.tops.source.read
 
         def slow(where) -> Example:
-            time.sleep(0.05)
+            time.sleep(0.2)
             return read(where)
 
         monkeypatch.setattr(feed.tops.source, "read", slow)
-        assert next(feed).waited >= 0.1
-        time.sleep(0.4)
-        assert next(feed).waited < 0.05
+        assert next(feed).waited >= 0.2
+        time.sleep(1.2)
+        assert next(feed).waited < 0.2
 
 
 # -- errors and the end ------------------------------------------------------------------------------------------------
@@ -221,7 +220,7 @@ def threads_of_feeds() -> list[str]:
 def test_close_stops_the_threads_at_once(db, monkeypatch):
     feed = open_feed(data_layer(db, 20), "TRAIN", seed=1, threads=2)
     read = feed.tops.source.read
-    monkeypatch.setattr(feed.tops.source, "read", lambda where: time.sleep(0.05) or read(where))
+    monkeypatch.setattr(feed.tops.source, "read", lambda where: time.sleep(0.5) or read(where))
     ended: list[str] = []
 
     def wait_for_a_batch() -> None:
@@ -232,11 +231,14 @@ def test_close_stops_the_threads_at_once(db, monkeypatch):
 
     waiting = threading.Thread(target=wait_for_a_batch)
     waiting.start()
+    deadline = time.perf_counter() + 30
+    while not threads_of_feeds() and time.perf_counter() < deadline:
+        time.sleep(0.01)
     time.sleep(0.1)
     assert threads_of_feeds()
     began = time.perf_counter()
     feed.close()
-    assert time.perf_counter() - began < 0.5, "not the whole second that a batch takes"
+    assert time.perf_counter() - began < 2, "not the seconds that a part of a batch takes"
     assert not threads_of_feeds()
     waiting.join()
     assert ended
@@ -247,7 +249,7 @@ def test_close_stops_the_threads_at_once(db, monkeypatch):
 
 def test_no_thread_and_no_file_is_left(db):
     gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(5):
         with open_feed(data_layer(db, 4), "TRAIN", seed=1) as feed:
             next(feed)
@@ -255,11 +257,11 @@ def test_no_thread_and_no_file_is_left(db):
     next(feed)
     del feed  # not even closed
     gc.collect()
-    deadline = time.perf_counter() + 5
+    deadline = time.perf_counter() + 30
     while threads_of_feeds() and time.perf_counter() < deadline:
         time.sleep(0.01)
     assert not threads_of_feeds()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_opening_starts_no_thread(db):
@@ -283,11 +285,11 @@ def test_a_closed_feed_holds_no_file(golden, tmp_path, kind):
         ),
     }
     gc.collect()
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     feed = open_feed(specs[kind], "TRAIN", seed=1)
     next(feed)
     feed.close()
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert open_files() <= before
 
 
 @pytest.mark.parametrize(
@@ -321,8 +323,8 @@ def test_a_forked_process_goes_on_by_itself(db):
         queue = context.Queue()
         child = context.Process(target=in_child, args=(feed, queue))
         child.start()
-        theirs = queue.get(timeout=60)
-        child.join(60)
+        theirs = queue.get(timeout=200)
+        child.join(200)
         assert child.exitcode == 0
         assert [copied(feed)["label"].tolist() for _ in range(3)] == theirs
 
@@ -333,8 +335,8 @@ def test_a_spawned_process_sees_the_same(db):
     queue = context.Queue()
     child = context.Process(target=in_child, args=(str(db), queue))
     child.start()
-    theirs = queue.get(timeout=60)
-    child.join(60)
+    theirs = queue.get(timeout=200)
+    child.join(200)
     assert theirs == [batch["label"].tolist() for batch in batches(data_layer(db, 4), 3)]
 
 

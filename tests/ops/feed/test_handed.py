@@ -39,7 +39,7 @@ class Post:
 
     def __init__(self, asked, tops, rows, size=3):
         self.maker, self.rows, self.size, self.begun = Maker(pickle.loads(pickle.dumps(asked))), rows, size, []
-        self.seconds = 0.0
+        self.seconds, self.making = 0.0, threading.Event()
 
     def begins(self, position):
         self.begun.append(position)
@@ -50,6 +50,7 @@ class Post:
         return [Asking(piece, lambda stopped, piece=piece: self.made(piece, stopped)) for piece in pieces]
 
     def made(self, piece, stopped):
+        self.making.set()
         until = time.perf_counter() + self.seconds
         while time.perf_counter() < until:
             if stopped():
@@ -267,10 +268,12 @@ def test_who_brings_the_pieces_is_told_where_to_begin(folder):
 
 
 def test_closing_does_not_wait_for_pieces(folder):
+    posts = []
+
     def slow(*opened):
-        post = Post(*opened)
-        post.seconds = 30
-        return post
+        posts.append(Post(*opened))
+        posts[0].seconds = 60
+        return posts[0]
 
     feed = open_feed(layers(folder)["bytes"], "TRAIN", seed=1, elsewhere=slow)
     ended = []
@@ -283,12 +286,13 @@ def test_closing_does_not_wait_for_pieces(folder):
 
     waiting = threading.Thread(target=wait)
     waiting.start()
+    assert posts[0].making.wait(30)
     time.sleep(0.2)
     began = time.perf_counter()
     feed.close()
     waiting.join()
     assert ended
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 10
 
 
 def test_what_is_handed_over_is_bytes(folder):

@@ -148,7 +148,7 @@ for number in range(rounds):
         place = rng.integers(0, len(data) + 1)
         data[place:place] = rng.bytes(int(rng.integers(1, 700)))
     inner.write_bytes(data)
-    began = time.monotonic()
+    began = time.process_time()
     try:
         found = open_listing(target).paths(slice(0, 40))
         outcome = "listed"
@@ -163,7 +163,8 @@ for number in range(rounds):
         except (OSError, ValueError) as error:
             assert "\\n" not in str(error), repr(error)
     outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    assert time.monotonic() - began < 5, f"round {number} took {time.monotonic() - began:.1f} s"
+    took = time.process_time() - began
+    assert took < 5, f"round {number} took {took:.1f} s"
 print(outcomes)
 """
 

@@ -98,7 +98,7 @@ print(len(hdf5.Reader(file)))
 def fill(kind: str, file, limit: int = 0) -> list[str]:
     """What a process of its own says; it must end well: HDF5 is known to crash it."""
     command = [sys.executable, "-c", FILL, kind, str(file), str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -595,13 +595,14 @@ def test_other_threads_run_on_while_a_snapshot_is_written(tmp_path, form):
     with Snapshotter(solver, tmp_path / "net", format=form) as snapshots:
         snapshots.wait()
         snapshots.take()
-        gaps, last = [0.0], time.perf_counter()
+        gaps, began = [0.0], time.perf_counter()
+        last = began
         while not snapshots.pending.done():
             time.sleep(0.001)
             now = time.perf_counter()
             gaps.append(now - last)
             last = now
-    assert max(gaps) < 0.5
+    assert max(gaps) < max(0.5, (last - began) / 4)  # the second: of a machine where all takes long
 
 
 def test_the_thread_ends_with_the_snapshotter(tmp_path):

@@ -83,7 +83,7 @@ def test_a_list_of_jpegs_is_measured_and_both_places_are_told(job, monkeypatch):
 
 
 def test_without_a_free_cpu_there_is_no_choice(job, monkeypatch):
-    monkeypatch.setattr("pipelines.stages.feed_choice.SECONDS", 0.01)
+    monkeypatch.setattr("pipelines.stages.feed_choice.SECONDS", 0.1)
     told = explain(job, Config(train=Train(workers=2)), there(2))
     assert told["cluster"] == "no CPU is left beside the workers"
     assert told["faster"] == "worker: no CPU is free for reading elsewhere"
@@ -91,6 +91,7 @@ def test_without_a_free_cpu_there_is_no_choice(job, monkeypatch):
 
 def test_raw_records_stay_where_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipelines.stages.feed_choice.CARRIED", 1e7)  # no machine reads as slowly as that carries
     database(tmp_path / "db", pictures(8, 256, 256))
     told = explain(write(tmp_path, 'type: "Data" data_param { source: "db" batch_size: 4 }'), Config(), there(4, 4))
     assert told["faster"].startswith("worker: a record is read in ")

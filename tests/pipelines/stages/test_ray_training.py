@@ -11,7 +11,7 @@ import torch.distributed as dist
 from pipelines.stages.ray_training import lost_another
 
 PAIR = """
-import os, sys
+import os, sys, time
 from datetime import timedelta
 import torch
 import torch.distributed as dist
@@ -29,11 +29,15 @@ class Total(Layer):
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2,
-                        timeout=timedelta(seconds=20))
+                        timeout=timedelta(seconds=120))
 net = nets.load(f"{folder}/net.prototxt")
 net(x=torch.ones(1, 3))
 if rank == 1:
+    until = time.monotonic() + 120
+    while not os.path.exists(f"{folder}/summed") and time.monotonic() < until:
+        time.sleep(0.01)
     os._exit(9)
+open(f"{folder}/summed", "w").close()
 try:
     for _ in range(1000):
         net(x=torch.ones(1, 3))
@@ -50,7 +54,7 @@ def test_a_worker_that_is_gone_is_known_behind_the_layer_that_waited_for_it(tmp_
     (tmp_path / "net.prototxt").write_text(NET)
     command = [sys.executable, "-c", PAIR]
     gone = subprocess.Popen([*command, "1", str(tmp_path)])
-    done = subprocess.run([*command, "0", str(tmp_path)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, "0", str(tmp_path)], capture_output=True, text=True, timeout=280)
     assert gone.wait(timeout=60) == 9
     assert done.stdout.strip() == "True True", done.stderr
 
