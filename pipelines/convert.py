@@ -283,7 +283,7 @@ class Convert(Job):
 
         skipped = len(output.finished)
         if skipped:
-            say(f"{self.out}: {skipped} of {output.plan.shards} shards are finished already and skipped")
+            say(f"{self.out}: {skipped} of {counted(output.plan.shards, 'shard')} finished already and skipped")
         cluster = config.load(self.config, self.set)
         allowed = share(self.max_bad, "--max-bad") * output.plan.count
         with Progress("convert", total=output.plan.count, start=output.progress()) as progress:
@@ -322,7 +322,7 @@ class Convert(Job):
 
         manifest = read_manifest(output.folder)
         assert manifest
-        say(f"{self.out}: complete already, {len(manifest['shards'])} shards skipped")
+        say(f"{self.out}: complete already, {counted(len(manifest['shards']), 'shard')} skipped")
         if self.mean_out and not self.mean_out.exists():
             from cluster import config
             from pipelines.stages.summing import mean_of

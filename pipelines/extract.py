@@ -122,7 +122,7 @@ class Extract(NetOptions):
 
         skipped = len(output.finished)
         if skipped:
-            say(f"{self.out}: {skipped} of {output.plan.shards} parts are finished already and skipped")
+            say(f"{self.out}: {skipped} of {counted(output.plan.shards, 'part')} finished already and skipped")
         allowed = share(self.max_bad, "--max-bad") * output.plan.count
         with Progress("extract", total=output.plan.count, start=output.progress()) as progress:
             cluster = config.load(self.config, self.set)
@@ -149,7 +149,7 @@ class Extract(NetOptions):
 
         manifest = read_manifest(output.folder)
         assert manifest
-        say(f"{self.out}: complete already, {len(manifest['shards'])} parts skipped")
+        say(f"{self.out}: complete already, {counted(len(manifest['shards']), 'part')} skipped")
         return self.result(manifest, output, {"skipped_shards": len(manifest["shards"]), "seconds": 0.0})
 
     # -- what people see -------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ class Extract(NetOptions):
             **result["read_by"],
         }
         if result.get("skipped_shards"):
-            shown["skipped"] = f"{result['skipped_shards']} parts that were finished already"
+            shown["skipped"] = f"{counted(result['skipped_shards'], 'part')} finished already"
         if result.get("images_per_s"):
             on = "GPU" if result["gpu"] else "CPU"
             threads = counted(result["cpus_per_worker"], "thread")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from pipelines.job import Job, duration, say, size, table
+from pipelines.job import Job, counted, duration, say, size, table
 
 if TYPE_CHECKING:
     from pipelines.convert import Convert
@@ -136,15 +136,16 @@ class Prepare(Job):
         return str(sheet)
 
     def render(self, result: dict[str, Any]) -> Any:
+        found = result["problems"]
         shown = {
             "data set": result["out"],
             "files": f"{result['files']:,}" + (f" in {len(result['classes'])} classes" if result["classes"] else ""),
             "records": ", ".join(f"{name} {count:,}" for name, count in result["sets"].items()),
             "bytes": size(result["bytes"]),
-            "skipped": f"{result['skipped']:,} bad images",
+            "skipped": counted(result["skipped"], "bad image"),
             "mean": result["mean"],
             "look at": result["contact_sheet"],
-            "checked": "right" if result["ok"] else f"{len(result['problems'])} problems: {result['problems'][0]}",
+            "checked": "right" if result["ok"] else f"{counted(len(found), 'problem')}: {found[0]}",
         }
         rate = f"{result['images_per_s']:,.0f} images/s, " if result["images_per_s"] else ""
         shown["speed"] = f"{rate}{result['limited_by']}; {duration(result['seconds'])} in all"
