@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops import image
-from ops.feed.source import Example, text
+from ops.feed.source import Block, Example, text
 from ops.inputs.damage import told
 from ops.inputs.database import LevelDB as LevelDBFolder
 from ops.inputs.magic import starts_as_image
@@ -23,6 +23,7 @@ from ops.records import datum
 from ops.records.lmdb_pages import BIG, DUP, HEAD, LEAF, OVERFLOW, SUB, Pages
 
 TAILS = 1 << 16  # different record ends that are remembered
+UNKNOWN = 1 << 64  # no label
 CHANGES = 16  # of how records begin: beyond, the data set has no habit worth remembering
 
 
@@ -52,12 +53,29 @@ class Parser:
         """The record in view[start:stop]."""
         head, shape, size, labels = self.habit
         begin = start + len(head)
-        if size and view[start:begin] == head:
+        if size and begin + size <= stop and view[start:begin] == head:
             tail = bytes(view[begin + size : stop])
             label = labels[tail] if tail in labels else self._tail(tail, labels)
             if label is not None:
                 return Example(np.ndarray(shape, np.uint8, view, begin), True, label, view[start:stop])
         return self._parsed(view[start:stop])
+
+    def block(self, data: NDArray[np.uint8], view: memoryview, where: Sequence[tuple[int, int]]) -> Block | None:
+        """The records at these places of a file, where all of them begin as usual and end as others before."""
+        head, shape, size, labels = self.habit
+        starts, stops = np.array(where).T
+        begins = starts + len(head)
+        if not size or ((stops - begins) < size).any():
+            return None
+        heads = np.lib.stride_tricks.sliding_window_view(data, len(head))[starts]
+        if (heads != np.frombuffer(head, np.uint8)).any():
+            return None
+        ends = zip((begins + size).tolist(), stops.tolist(), strict=True)
+        found = [labels.get(bytes(view[end:stop]), UNKNOWN) for end, stop in ends]
+        if UNKNOWN in found:
+            return None
+        pixels = np.lib.stride_tricks.sliding_window_view(data, size)[begins].reshape(-1, *shape)
+        return Block(pixels, found, [view[start:stop] for start, stop in where])
 
     def _tail(self, tail: bytes, labels: dict[bytes, int]) -> int | None:
         """The label of an end that was not seen before; None where it says more than a label."""
@@ -201,6 +219,9 @@ class LMDB:
 
     def read(self, where: tuple[int, int]) -> Example:
         return self.parser.example(self.view, *where)
+
+    def block(self, where: Sequence[tuple[int, int]]) -> Block | None:
+        return self.parser.block(self.data, self.view, where)
 
     def name(self, index: int) -> str:
         node = int(self._node_of(np.array([index]))[0])

@@ -26,20 +26,24 @@ CHUNK, LEAST_CHUNK = 64, 8  # records that a thread takes at a time
 LEAST_BYTES = 1 << 19  # of them, where they are no more than copied: waking a thread costs as much as copying so many
 AHEAD_RECORDS = 32  # batches ahead hold at least about so many, where batches are small
 AHEAD = 2  # batches
+MOST_TOGETHER = 8  # batches that are made as one
 
 
 class Slot:
-    """The buffers of one batch, and the work on it."""
+    """The buffers of one batch, or of several small ones in a row, and the work on them."""
 
-    def __init__(self, tops: Tops, rows: int, pin: bool):
+    def __init__(self, tops: Tops, rows: int, batches: int, pin: bool):
+        self.rows, self.batches = rows, batches
         self.arrays: Arrays = {}
-        self.tensors: dict[str, Tensor] = {}
-        for name, array in tops.buffers(rows).items():
+        self.parts: list[dict[str, Tensor]] = [{} for _ in range(batches)]  # of each batch
+        for name, array in tops.buffers(rows * batches).items():
             tensor = torch.from_numpy(array)
             if pin:
                 tensor = tensor.pin_memory()
-            self.arrays[name], self.tensors[name] = tensor.numpy(), tensor
-        self.start = 0
+            self.arrays[name] = tensor.numpy()
+            for part, rest in zip(self.parts, torch.split(tensor, rows), strict=True):
+                part[name] = rest
+        self.start, self.given = 0, 0  # position of the first batch; batches that were handed out
         self.plan: Plan | None = None
         self.lock = threading.Lock()
         self.work: list[Future[Any]] = []
@@ -51,8 +55,16 @@ class Slot:
             if self.plan is None:
                 if self.free is not None:
                     self.free()
-                self.plan = tops.plan(self.start, first, last)
+                if self.batches == 1:
+                    self.plan = tops.plan(self.start, first, last)
+                else:
+                    self.plan = tops.plan_several(self.start, first, last, self.batches)
             return self.plan
+
+    def part(self, number: int) -> Arrays:
+        """The buffers of one of the batches."""
+        begin = number * self.rows
+        return {name: array[begin : begin + self.rows] for name, array in self.arrays.items()}
 
 
 class Halt:
@@ -87,6 +99,7 @@ class Loader:
         row = sum(array.nbytes for array in tops.buffers(1).values())
         least = LEAST_CHUNK if tops.heavy else max(LEAST_CHUNK, LEAST_BYTES // max(1, row))
         self.chunk = max(least, min(CHUNK, self.rows // (2 * threads)))
+        self.batches = max(1, min(MOST_TOGETHER, tops.together // self.rows))  # that are made as one
         self.position = position  # of the next batch that is handed out
         self.spare: list[Slot] = []
         self._begin()
@@ -109,27 +122,30 @@ class Loader:
         if self.pool is None:
             self.tops.begins(self.position)
             self.pool = ThreadPoolExecutor(self.threads, "cortado-feed")
-        while len(self.slots) <= self.ahead:
+        while not self.slots or (len(self.slots) - 1) * self.batches < self.ahead:
             self._submit()
         slot, began = self.slots[0], time.perf_counter()
-        arrays, digest = self._result(slot)
+        tensors, digest = self._result(slot)
         waited = time.perf_counter() - began
-        self.slots.popleft()
-        slot.plan = None  # and whatever it holds
-        self.given, self.position = slot, slot.start + self.tops.batch
-        tensors = {
-            name: slot.tensors[name] if array is slot.arrays[name] else torch.from_numpy(array)
-            for name, array in arrays.items()
-        }
-        return Ready(slot.start, tensors, digest % WORD, waited, slot)
+        start = slot.start + slot.given * self.tops.batch
+        slot.given, self.position = slot.given + 1, start + self.tops.batch
+        if slot.given == slot.batches:
+            self.slots.popleft()
+            slot.plan = None  # and whatever it holds
+            self.given = slot
+        return Ready(start, tensors, digest % WORD, waited, slot)
 
     def _submit(self) -> None:
-        """Give the threads one more batch."""
+        """Give the threads one more batch, or several small ones."""
         assert self.pool is not None
-        slot = self.spare.pop() if self.spare else Slot(self.tops, self.rows, self.pin)
-        slot.start = self.slots[-1].start + self.tops.batch if self.slots else self.position
-        slot.plan = None
+        slot = self.spare.pop() if self.spare else Slot(self.tops, self.rows, self.batches, self.pin)
+        last = self.slots[-1] if self.slots else None
+        slot.start = self.position if last is None else last.start + last.batches * self.tops.batch
+        slot.plan, slot.given = None, 0
         self.slots.append(slot)
+        if slot.batches > 1:
+            slot.work = [self.pool.submit(self._fill_several, slot, self.halt)]
+            return
         if self.tops.loose:
             slot.work = [self.pool.submit(self._fill_loose, slot, self.halt)]
             return
@@ -140,21 +156,52 @@ class Loader:
         plan = slot.planned(self.tops, self.first, self.last)
         return self.tops.fill(plan, begin, end, slot.arrays, halt)
 
+    def _fill_several(self, slot: Slot, halt: Halt) -> list[int | Exception]:
+        """The digest of each batch of a slot, or what is wrong with it."""
+        found: list[int | Exception] = []
+        for number in range(slot.batches):
+            try:
+                found.append(self._fill_one(slot, number, halt))
+            except (OSError, ValueError) as error:
+                found.append(error)
+        return found
+
+    def _fill_one(self, slot: Slot, number: int, halt: Halt) -> int:
+        try:
+            plan = slot.planned(self.tops, self.first, self.last)
+        except (OSError, ValueError):  # in which of the batches, each one's own plan says
+            plan = self._plan(slot, number)
+            return self.tops.fill(plan, 0, self.rows, slot.part(number), halt)
+        return self.tops.fill(plan, number * self.rows, (number + 1) * self.rows, slot.arrays, halt)
+
+    def _plan(self, slot: Slot, number: int) -> Plan:
+        return self.tops.plan(slot.start + number * self.tops.batch, self.first, self.last)
+
     def _fill_loose(self, slot: Slot, halt: Halt) -> tuple[Arrays, int]:
         return self.tops.fill_loose(slot.planned(self.tops, self.first, self.last), slot.arrays, halt)
 
-    def _result(self, slot: Slot) -> tuple[Arrays, int]:
-        """What became of a batch. Records of an odd shape may still be a batch: of their own shape."""
-        if self.tops.loose:
-            arrays, digest = slot.work[0].result()
-            return arrays, digest
+    def _result(self, slot: Slot) -> tuple[dict[str, Tensor], int]:
+        """What became of a slot's next batch. Records of an odd shape may still be a batch: of their own shape."""
+        number, arrays = slot.given, slot.arrays
         try:
-            return slot.arrays, sum(work.result() for work in slot.work)
+            if self.tops.loose:
+                arrays, digest = slot.work[0].result()
+            elif slot.batches > 1:
+                digest = slot.work[0].result()[number]
+                if isinstance(digest, Exception):
+                    raise digest
+            else:
+                digest = sum(work.result() for work in slot.work)
         except OddShapeError:
             wait(slot.work)
             if self.rows != self.tops.batch:
                 raise
-            return self._fill_loose(slot, self.halt)
+            arrays = slot.part(number)
+            made, digest = self.tops.fill_loose(self._plan(slot, number), arrays, self.halt)
+            return {name: torch.from_numpy(array) for name, array in made.items()}, digest
+        if arrays is slot.arrays:
+            return slot.parts[number], digest
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}, digest
 
     def seek(self, position: int) -> None:
         """Go on from another position."""

@@ -15,12 +15,13 @@ from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
 from ops import chance
-from ops.feed.source import Example, Source
+from ops.feed.source import Block, Blocks, Example, Source
 from ops.feed.tops import Arrays, Asked, Plan, Shape, StoppedError, Tops, label_word
 from ops.feed.transform import Choices, OddShapeError, Transform, cut
 
 log = logging.getLogger("cortado")
 SMALL = 1 << 14  # numbers of a record: below it, a chunk of records is worked on at once
+TOGETHER = 256  # small records that are planned and read at once
 CORNERS, FLIPS = "@corners", "@flips"  # buffers beside the tops; no blob has such a name
 BAD = (ValueError, OSError, cv2.error)
 
@@ -51,6 +52,8 @@ class RecordTops(Tops):
         self.shapes: dict[str, Shape] = dict(zip(self.tops, shapes, strict=False))
         self.loose = loose and batch == 1 and not transform.crop
         self.on_device = asked.on_device
+        if np.prod(self.shapes[self.tops[0]][1:]) <= SMALL and not (self.heavy or self.loose):
+            self.together = TOGETHER
         self.mean: Tensor | None = None  # where the batch is used
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -63,14 +66,20 @@ class RecordTops(Tops):
         return out
 
     def plan(self, start: int, first: int, last: int) -> Plan:
+        return self.plan_several(start, first, last, 1)
+
+    def plan_several(self, start: int, first: int, last: int, batches: int) -> Plan:
         plan = Plan(start, np.arange(first, last, dtype=np.int64))
+        if batches > 1:
+            plan.shift = np.repeat(np.arange(batches) * self.batch, len(plan.places))
+            plan.places = np.tile(plan.places, batches)
         records = self.sampling.records(plan.positions)
         choices = self.transform.choose(self.seed, self.name, plan.positions)
         plan.more = {"records": records, "where": self.source.locate(records), "choices": choices}
         if self.usual is not None:
-            corners = self.transform.corners(planes_of(self.usual), choices, last - first)
+            corners = self.transform.corners(planes_of(self.usual), choices, len(records))
             plan.more |= {"corners": corners, "each": list(map(tuple, corners.tolist()))}
-            plan.more["flips"] = np.zeros(last - first, np.bool_) if choices.flips is None else choices.flips
+            plan.more["flips"] = np.zeros(len(records), np.bool_) if choices.flips is None else choices.flips
             if self.asked.digest:
                 plan.more["digests"] = self._beginnings(plan, slice(None)).tolist()
         return plan
@@ -135,7 +144,30 @@ class RecordTops(Tops):
     # -- filling -----------------------------------------------------------------------------------------------------
 
     def fill(self, plan: Plan, begin: int, end: int, out: Arrays, stopped: Callable[[], bool]) -> int:
+        if self.together and self.dtype == np.uint8 and isinstance(self.source, Blocks):
+            block, usual = self.source.block(plan.more["where"][begin:end]), self.usual
+            if block is not None and usual is not None and block.pixels.shape[1:] == usual.pixels.shape:
+                return self._fill_block(plan, begin, end, out, block)
         return self._fill(plan, begin, end, out, stopped, None)
+
+    def _fill_block(self, plan: Plan, begin: int, end: int, out: Arrays, block: Block) -> int:
+        """Rows begin..end-1 from as many raw records that look as usual."""
+        data, pixels = out[self.tops[0]][begin:end], block.pixels
+        corners, flips = plan.more["corners"][begin:end], plan.more["flips"][begin:end]
+        if self.transform.crop:
+            windows = np.lib.stride_tricks.sliding_window_view(pixels, data.shape[2:], (2, 3))
+            pixels = windows[np.arange(end - begin), :, corners[:, 0], corners[:, 1]]
+        if self.on_device:
+            np.copyto(data, pixels)
+            out[CORNERS][begin:end], out[FLIPS][begin:end] = corners, flips
+        else:
+            self.transform.all_into(pixels, corners, flips, data)
+        if len(self.tops) > 1:
+            out[self.tops[1]][begin:end] = block.labels
+        if not self.asked.digest:
+            return 0
+        records = zip(block.stored, plan.more["digests"][begin:end], block.labels, strict=True)
+        return sum(xxh3_64_intdigest(stored, digest ^ label_word(label)) for stored, digest, label in records)
 
     def fill_loose(self, plan: Plan, out: Arrays, stopped: Callable[[], bool]) -> tuple[Arrays, int]:
         first = self._example(plan, 0)

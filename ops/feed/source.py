@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,23 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+class Block(NamedTuple):
+    """Several raw records of one shape."""
+
+    pixels: NDArray[np.uint8]  # (n, C, H, W)
+    labels: list[int]
+    stored: list[Any]  # as Example's
+
+
+@runtime_checkable
+class Blocks(Protocol):
+    """A source that can read many raw records with one look."""
+
+    def block(self, where: Sequence[Any]) -> Block | None:
+        """The records there; None where one of them wants `read`'s closer look. Raises nothing for what is bad."""
+        ...
+
+
 def text(key: bytes) -> str:
     """A key or path for people, on one line."""
     shown = os.fsdecode(key)
@@ -74,6 +91,12 @@ class Joined:
         source, inside = where
         example: Example = source.read(inside)
         return example
+
+    def block(self, where: Sequence[Any]) -> Block | None:
+        source = where[0][0]
+        if not isinstance(source, Blocks) or any(part is not source for part, _ in where):
+            return None
+        return source.block([inside for _, inside in where])
 
     def name(self, index: int) -> str:
         number = int(np.searchsorted(self.ends, index, "right"))

@@ -58,15 +58,20 @@ class Asked:
 
 @dataclass
 class Plan:
-    """Rows first..last-1 of the whole batch that begins at a position, and what was worked out for all of them."""
+    """Rows first..last-1 of the whole batch that begins at a position, and what was worked out for all of them.
+
+    Or the same rows of several batches, one after the other: `shift` is then where each row's batch begins, from there.
+    """
 
     start: int
-    places: NDArray[np.int64]
+    places: NDArray[np.int64]  # in their batch
     more: dict[str, Any] = field(default_factory=dict)
+    shift: Any = 0
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        return self.places + self.start
+        positions: NDArray[np.int64] = self.places + (self.start + self.shift)
+        return positions
 
 
 class Tops(ABC):
@@ -78,6 +83,7 @@ class Tops(ABC):
     records: int | None = None  # in an epoch; None where the stream has none
     loose = False  # each batch has the shape of its own first record
     heavy = False  # a record takes long: worth every core
+    together = 0  # rows that are best planned and filled at once, of several batches where these are smaller
 
     def __init__(self, asked: Asked):
         self.asked, self.tops = asked, list(asked.spec.top)
@@ -92,6 +98,10 @@ class Tops(ABC):
 
     @abstractmethod
     def plan(self, start: int, first: int, last: int) -> Plan: ...
+
+    def plan_several(self, start: int, first: int, last: int, batches: int) -> Plan:
+        """The plan of so many batches in a row; where `together` says so."""
+        raise AssertionError("the batches of this layer are planned one by one")
 
     @abstractmethod
     def fill(self, plan: Plan, begin: int, end: int, out: Arrays, stopped: Callable[[], bool]) -> int:

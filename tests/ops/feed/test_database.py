@@ -74,6 +74,48 @@ def test_databases_by_caffe_are_read_as_protobuf_and_opencv_read_them(golden, na
     assert source.labels().tolist() == [Datum.FromString(value).label for _, value in expected]
 
 
+@FRESH
+@given(st.lists(st.sampled_from([0, 1, 7, 200, 70_000]), min_size=1, max_size=40), st.integers(0, 2**32 - 1))
+def test_a_block_of_raw_records_is_what_protobuf_reads(tmp_path_factory, labels, seed):
+    folder = tmp_path_factory.mktemp("block") / "db"
+    make(folder, pictures(len(labels), seed=seed), labels)
+    source, records = (
+        database.LMDB(folder, database.Parser()),
+        [Datum.FromString(value) for _, value in by_library(folder)],
+    )
+    where = source.locate(np.random.default_rng(seed).integers(0, len(labels), 12))
+    assert source.block(where) is None  # nothing is known of how they begin
+    for one in where:
+        source.read(one)
+    block = source.block(where)
+    assert block is not None
+    for pixels, label, stored in zip(block.pixels, block.labels, block.stored, strict=True):
+        record = Datum.FromString(bytes(stored))
+        assert (label, pixels.tobytes()) == (record.label, record.data)
+        assert pixels.shape == (record.channels, record.height, record.width)
+        assert record in records
+
+
+def test_a_block_wants_records_that_look_alike(tmp_path):
+    planes = pictures(4)
+    other = datum(pictures(1, height=5)[0], 1)
+    jpeg = Datum(data=image.encode(planes[0].transpose(1, 2, 0), "jpg"), label=1, encoded=True).SerializeToString()
+    short = datum(planes[2], 1)[:-20]
+    records = [datum(planes[0], 1), datum(planes[1], 2), datum(planes[2], 3), other, jpeg, short]
+    write_lmdb(tmp_path / "db", {b"%04d" % i: record for i, record in enumerate(records)})
+    source = database.LMDB(tmp_path / "db", database.Parser())
+    where = source.locate(np.arange(6))
+    for one in where[:2]:
+        source.read(one)
+    assert source.block(where[:2]) is not None
+    assert source.block(where[1:3]) is None  # a label that was not seen before
+    for odd in where[3:]:
+        assert source.block([where[0], odd]) is None
+    joined = Joined([source, database.LMDB(tmp_path / "db", source.parser)])
+    assert joined.block(joined.locate(np.array([0, 1]))) is not None
+    assert joined.block(joined.locate(np.array([0, 7]))) is None
+
+
 def test_a_leveldb_is_read_as_its_library_reads_it(golden, tmp_path):
     plyvel = pytest.importorskip("plyvel")
     shutil.copytree(golden / "files" / "raw_leveldb", tmp_path / "copy")

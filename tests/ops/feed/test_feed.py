@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ops.feed import record_tops
 from ops.feed.feed import FeedOptions, open_feed, share
 from ops.feed.source import Example
 from ops.feed.tops import StoppedError
@@ -139,10 +141,26 @@ def test_a_batch_stays_until_the_next_is_asked_for(db):
             assert np.array_equal(batch.blobs["data"], expected[number]["data"])
 
 
-def test_buffers_are_used_again(db):
-    with open_feed(data_layer(db, 4), "TRAIN", seed=1, ahead=2) as feed:
-        places = {next(feed).blobs["data"].data_ptr() for _ in range(30)}
-    assert len(places) == 3
+@pytest.mark.parametrize(("batch", "buffers"), [(300, 3), (4, 2 * 8)])  # small batches are made eight at a time
+def test_buffers_are_used_again(db, batch, buffers):
+    with open_feed(data_layer(db, batch), "TRAIN", seed=1, ahead=2) as feed:
+        places = {next(feed).blobs["data"].data_ptr() for _ in range(40)}
+    assert len(places) == buffers
+
+
+@pytest.mark.parametrize("more", ["", "crop_size: 7", "crop_size: 7 mirror: true scale: 0.5 mean_value: 100"])
+@pytest.mark.parametrize("options", [FeedOptions(), FeedOptions(shuffle=True), FeedOptions(arithmetic="device")])
+def test_batches_made_together_are_those_made_one_by_one(db, monkeypatch, more, options):
+    def made() -> list[tuple[int, list[Any]]]:
+        with open_feed(data_layer(db, 5, more), "TRAIN", seed=3, part=(1, 2), digest=True, options=options) as feed:
+            next(feed)
+            feed.seek(15)
+            some = (next(feed) for _ in range(30))
+            return [(one.digest, [blob.tolist() for blob in one.blobs.values()]) for one in some]
+
+    together = made()
+    monkeypatch.setattr(record_tops, "TOGETHER", 0)
+    assert made() == together
 
 
 def test_blobs_are_float32_tensors(db):
