@@ -167,10 +167,11 @@ class Net(nn.Module):
             if name not in self.inputs:
                 raise ValueError(f"{self.name}: has no input {quoted(name)}{hint(name, self.inputs)}")
             tensor = torch.as_tensor(value)
-            if kind is None:
-                values[name] = tensor.to(device) if tensor.is_floating_point() else tensor.to(device, torch.float32)
-            else:
-                values[name] = tensor.to(device, kind)
+            wanted = kind or (tensor.dtype if tensor.is_floating_point() else torch.float32)
+            here = (
+                tensor.dtype is wanted and tensor.device == device
+            )  # `to` would let other threads go first all the same
+            values[name] = tensor if here else tensor.to(device, wanted)
         missing = [name for name in self.inputs if name not in values]
         if missing:
             values.update(self.make(missing))

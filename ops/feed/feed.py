@@ -142,8 +142,9 @@ class Feed:
         return Batch(blobs, ready.start, self.position, self.first, ready.digest, ready.waited, self.tops.describe)
 
     def _finished(self, ready: Ready) -> dict[str, Tensor]:
-        tensors = {name: tensor.to(self.device) for name, tensor in ready.tensors.items()}
-        return self.made.finish(tensors)
+        if self.device.type == "cpu":  # asking for it would give the interpreter to the threads for a moment, and wait
+            return self.made.finish(ready.tensors)
+        return self.made.finish({name: tensor.to(self.device) for name, tensor in ready.tensors.items()})
 
     def seek(self, position: int) -> None:
         """Go on from another position."""
