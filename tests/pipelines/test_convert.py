@@ -124,8 +124,13 @@ EVERYTHING = {"augment": "rotate=5,noise=3", "copies": 2, "crop": 24, "crop_at":
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "options",
-    [{}, EVERYTHING, {"mean": "104,117,123", "mirror": "random"}, {"encode_type": "jpg"}, {"backend": "hdf5"}],
-    ids=["raw", "everything", "mean", "encoded", "hdf5"],
+    [
+        pytest.param({}, id="raw", marks=pytest.mark.soak),
+        pytest.param(EVERYTHING, id="everything"),
+        pytest.param({"mean": "104,117,123", "mirror": "random"}, id="mean", marks=pytest.mark.soak),
+        pytest.param({"encode_type": "jpg"}, id="encoded"),
+        pytest.param({"backend": "hdf5"}, id="hdf5"),
+    ],
 )
 def test_bytes_do_not_depend_on_workers_or_on_fusing(ray_session, photos, tmp_path, options):
     ways = {"one": "data.workers=1", "two": "data.workers=2", "apart": "data.fuse=false"}

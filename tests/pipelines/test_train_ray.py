@@ -42,7 +42,7 @@ def test_golden_trajectories_are_met_on_any_number_of_workers(ray_session, folde
         assert distance(found, theirs) < 1e-4
 
 
-def test_one_two_and_three_workers_see_the_same_batches_and_make_one_curve(ray_session, folder):
+def test_one_two_and_three_workers_see_the_same_batches_and_make_one_curve(ray_session, folder, capsys):
     file = solver(folder, "sgd")
     for workers in (1, 2, 3):
         train(file, f"run{workers}", workers, weights="init_cls.caffemodel", shuffle=True)
@@ -51,6 +51,10 @@ def test_one_two_and_three_workers_see_the_same_batches_and_make_one_curve(ray_s
     assert len(set(digests("run1"))) == 24
     assert distance(blobs("2.caffemodel"), blobs("1.caffemodel")) < 1e-5
     assert distance(blobs("3.caffemodel"), blobs("1.caffemodel")) < 1e-5
+    told = capsys.readouterr().err
+    assert "batch 8 = 3 workers x 2 or 3\n" in told
+    assert "(Caffe's -gpu 0,1,2 would take 8 on each, 24 in all" in told
+    assert told.count("batch 8 = 3") == told.count("3 workers") == 1
 
 
 def test_a_run_goes_on_with_another_number_of_workers(ray_session, folder):
@@ -96,7 +100,7 @@ def tested(folder):
     return solver(folder, "sgd", TESTED, **{"base_lr: 0.05": "base_lr: 0.4", "max_iter: 24": "max_iter: 40"})
 
 
-def here(file, run, **options):
+def here(file, run, *, keep_snapshots=False, **options):
     """In this process, as one worker of one CPU."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -104,12 +108,15 @@ def here(file, run, **options):
         return Train(solver=file, run_folder=Path(run), local=True, gpu="none", **options).run()
     finally:
         torch.set_num_threads(threads)
-        for old in Path().glob("mine_*_iter_*"):
+        for old in () if keep_snapshots else Path().glob("mine_*_iter_*"):
             old.unlink()
 
 
-@pytest.mark.parametrize("options", [{"best": "loss"}, {"patience": 2, "best": "loss"}])
-def test_the_best_weights_and_an_early_end_are_those_of_a_run_without_ray(ray_session, tested, options):
+ENDS = [pytest.param({"best": "loss"}, marks=pytest.mark.soak), {"patience": 2, "best": "loss"}]
+
+
+@pytest.mark.parametrize("options", ENDS)
+def test_the_best_weights_and_an_early_end_are_those_of_a_run_without_ray(ray_session, tested, options, capsys):
     alone = here(tested, "here", weights="init_cls.caffemodel", **options)
     assert ("patience" in options) == alone["stopped"] == (alone["iterations"] < 40), "the case tells nothing"
     for workers in (1, 2):
@@ -124,18 +131,16 @@ def test_the_best_weights_and_an_early_end_are_those_of_a_run_without_ray(ray_se
         assert distance(blobs(kept), blobs(expected)) < 1e-5
         for old in Path().glob("mine_*_iter_*"):
             old.unlink()
+    the_end_says_where_the_time_went_and_what_limits(result, Train(solver=tested).render(result))
+    assert capsys.readouterr().err.count("started in ") == 2
 
 
-def test_the_end_says_where_the_time_went_and_what_limits(ray_session, tested, capsys):
-    result = train(tested, "run", 2)
+def the_end_says_where_the_time_went_and_what_limits(result, page):
     seconds = result["time"]
     assert min(seconds["start"], seconds["step"], seconds["test"]) > 0
     assert seconds["lost"] == 0
     assert result["limited_by"] == limit(seconds)
     assert list(result["started"]) == ["imports", "ray_init", "fit", "set_up", "first_batch", "first_step"]
-    told = capsys.readouterr().err
-    assert told.count("started in ") == 1
-    page = Train(solver=tested).render(result)
     shown = " ".join(str(cell) for column in page.columns for cell in column.cells)
     assert "start-up " in shown
     assert result["limited_by"] in shown
@@ -167,18 +172,18 @@ def test_what_a_worker_finds_wrong_is_told_in_one_line_and_not_tried_again(ray_s
 
 
 def test_a_name_that_is_used_is_refused(ray_session, folder):
-    train(solver(folder, "sgd"), "run")
+    here(solver(folder, "sgd"), "run")
     with pytest.raises(FileExistsError, match="holds a run already"):
         train(solver(folder, "sgd"), "run")
 
 
 def test_another_net_is_not_resumed(ray_session, folder):
-    train(solver(folder, "sgd"), "run", 2)
+    here(solver(folder, "sgd"), "run", keep_snapshots=True)
     net = folder / "net_cls.prototxt"
     net.write_text(net.read_text().replace("kernel_size: 3", "kernel_size: 5"))
     before = Path("run/metrics.csv").read_bytes()
     with pytest.raises(ValueError, match=r"was made with another net .*kernel_size: 3 then, kernel_size: 5 now"):
-        train(solver(folder, "sgd"), "run", 2, resume=True)
+        train(solver(folder, "sgd"), "run", resume=True)
     assert Path("run/metrics.csv").read_bytes() == before
 
 
@@ -214,14 +219,6 @@ def test_cpus_that_others_use_are_not_waited_for_without_end(ray_session, folder
         assert not Path("run/.run").exists()
     finally:
         ray.kill(other)
-
-
-def test_the_division_of_the_batch_is_said_once(ray_session, folder, capsys):
-    train(solver(folder, "sgd", **{"max_iter: 24": "max_iter: 1"}), "run", 3)
-    told = capsys.readouterr().err
-    assert "batch 8 = 3 workers x 2 or 3\n" in told
-    assert "(Caffe's -gpu 0,1,2 would take 8 on each, 24 in all" in told
-    assert told.count("batch 8") == told.count("3 workers") == 1
 
 
 def test_caffe_s_rule_gives_each_worker_a_batch_of_its_own(ray_session, folder, capsys):
