@@ -34,8 +34,8 @@ from pipelines.stages.standing import record, stand
 STOP, SNAPSHOT, RECOVER = 1, 2, 4  # requests, as bits
 BITS = (STOP, SNAPSHOT, RECOVER)
 EFFECTS = {"stop": STOP, "snapshot": SNAPSHOT, "none": 0}
-SETTLE = {"cpu": 1, "cuda": 20}  # iterations between looks at the losses: a look waits for the device
-SETTLE_SECONDS = 0.25  # with several processes: a look waits for the slowest of them
+SETTLE = {"cuda": 20}  # iterations between looks at the losses: a look waits for the device
+SETTLE_SECONDS = 0.25  # on CPUs: a look waits for the slowest of several processes, and costs time in any
 SETTLE_MOST = 100  # iterations
 
 
@@ -66,7 +66,7 @@ class Loop:
         self.current: list[Batch] = []
         self.tests_stood: list[dict[str, Any]] | None = None  # where the test nets were before an interrupted test
         self.pending: list[Pending] = []
-        self.settle_every = SETTLE.get(setup.place.device.type, 1)
+        self.settle_every = SETTLE.get(setup.place.device.type, SETTLE_MOST if self.group.alone else 1)
         self.settled = time.perf_counter()
         self.recovered = time.perf_counter()
 
@@ -157,12 +157,12 @@ class Loop:
                     loss, blobs = self.trainer.forward_backward(inputs, last=part == parts - 1)
                 tell(blobs, whole=part == parts - 1)
                 losses.append(loss)
-        if not self.group.alone and not loss.is_cuda:  # its own share each looks at each time: that waits for nobody
-            self.check(iteration, float(sum(losses)), blobs)
+        if not loss.is_cuda:  # its own share each looks at each time: that waits for nobody
+            self.check(iteration, float(sum(losses)) / parts, blobs)
         images = parts * max((feed.batch for feed in self.s.feeds.values()), default=0)
         self.pending.append(Pending(iteration, losses, self.solver.rate(), waited, images, digest, time.perf_counter()))
         watching = self.spec.lr_policy == "plateau"
-        if display or watching or len(self.pending) >= self.settle_every:
+        if display or watching or self.settle_due():
             self.settle(blobs)
         if display:
             with torch.no_grad():
@@ -190,6 +190,12 @@ class Loop:
         self.heard &= ~heard
         self.asked |= sum(bit for bit, wanted in zip(BITS, told, strict=True) if wanted)
         return self.asked
+
+    def settle_due(self) -> bool:
+        """Whether so many iterations, or so much time where one process may go by that, lie behind the last look."""
+        timed = self.group.alone and self.s.place.device.type == "cpu"
+        since = time.perf_counter() - self.settled if timed else 0.0
+        return len(self.pending) >= self.settle_every or since >= SETTLE_SECONDS
 
     def settle(self, blobs: dict[str, Tensor] | None = None) -> None:
         """Fetch the losses of the iterations since the last time, over all processes; agree on what was asked."""

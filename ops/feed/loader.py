@@ -26,7 +26,7 @@ CHUNK, LEAST_CHUNK = 64, 8  # records that a thread takes at a time
 LEAST_BYTES = 1 << 19  # of them, where they are no more than copied: waking a thread costs as much as copying so many
 AHEAD_RECORDS = 32  # batches ahead hold at least about so many, where batches are small
 AHEAD = 2  # batches
-MOST_TOGETHER = 8  # batches that are made as one
+MOST_TOGETHER = 16  # batches that are made as one
 
 
 class Slot:
@@ -37,9 +37,8 @@ class Slot:
         self.arrays: Arrays = {}
         self.parts: list[dict[str, Tensor]] = [{} for _ in range(batches)]  # of each batch
         for name, array in tops.buffers(rows * batches).items():
-            tensor = torch.from_numpy(array)
-            if pin:
-                tensor = tensor.pin_memory()
+            tensor = torch.from_numpy(array)  # numpy aligns memory at 16 bytes, torch its own at 64
+            tensor = tensor.pin_memory() if pin else tensor.clone()
             self.arrays[name] = tensor.numpy()
             for part, rest in zip(self.parts, torch.split(tensor, rows), strict=True):
                 part[name] = rest

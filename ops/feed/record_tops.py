@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from ops.feed.transform import Choices, OddShapeError, Transform, cut
 
 log = logging.getLogger("cortado")
 SMALL = 1 << 14  # numbers of a record: below it, a chunk of records is worked on at once
-TOGETHER = 256  # small records that are planned and read at once
+TOGETHER, TOGETHER_BYTES = 1024, 8 << 20  # small records that are planned and read at once, and what they may take
 CORNERS, FLIPS = "@corners", "@flips"  # buffers beside the tops; no blob has such a name
 BAD = (ValueError, OSError, cv2.error)
 
@@ -52,8 +53,9 @@ class RecordTops(Tops):
         self.shapes: dict[str, Shape] = dict(zip(self.tops, shapes, strict=False))
         self.loose = loose and batch == 1 and not transform.crop
         self.on_device = asked.on_device
-        if np.prod(self.shapes[self.tops[0]][1:]) <= SMALL and not (self.heavy or self.loose):
-            self.together = TOGETHER
+        numbers = math.prod(self.shapes[self.tops[0]][1:])
+        if numbers <= SMALL and not (self.heavy or self.loose):
+            self.together = min(TOGETHER, TOGETHER_BYTES // (4 * max(1, numbers)))
         self.mean: Tensor | None = None  # where the batch is used
 
     # -- reading -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ops import weights
 from ops.proto import text
 from ops.proto.caffe_pb2 import SolverParameter
 from ops.solver import state
+from pipelines import worker
 from pipelines.stages.setup import Place, Training
 from pipelines.worker import STOP, train
 
@@ -94,12 +95,14 @@ def run(path: Path, folder: Path | str, *, stop: int | None = None, **options: A
     place = Place(signals=False, report=lambda told: seen.update(told) if "loss" in told else None)
     if stop is not None:
         place.requests = lambda: STOP if seen["iteration"] >= stop - 1 else 0
-    before = torch.get_num_threads()
+    before, patience = torch.get_num_threads(), worker.SETTLE_SECONDS
     torch.set_num_threads(1)
+    worker.SETTLE_SECONDS = 0.0  # it reports each iteration
     try:
         return train(Training(solver=str(path), run=str(folder), **options), place)
     finally:
         torch.set_num_threads(before)
+        worker.SETTLE_SECONDS = patience
 
 
 def rows(folder: Path, name: str = "metrics.csv") -> list[tuple[str, ...]]:

@@ -141,7 +141,7 @@ def test_a_batch_stays_until_the_next_is_asked_for(db):
             assert np.array_equal(batch.blobs["data"], expected[number]["data"])
 
 
-@pytest.mark.parametrize(("batch", "buffers"), [(300, 3), (4, 2 * 8)])  # small batches are made eight at a time
+@pytest.mark.parametrize(("batch", "buffers"), [(1100, 3), (4, 2 * 16)])  # small batches are made sixteen at a time
 def test_buffers_are_used_again(db, batch, buffers):
     with open_feed(data_layer(db, batch), "TRAIN", seed=1, ahead=2) as feed:
         places = {next(feed).blobs["data"].data_ptr() for _ in range(40)}
