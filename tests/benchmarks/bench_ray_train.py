@@ -191,6 +191,7 @@ def train_by_hand(name: str, batch: int, steps: int, layout: str, out: Path) -> 
         seconds.append(time.perf_counter() - began)
     if dist.get_rank() == 0:
         out.write_text(json.dumps(seconds))
+    dist.barrier()
     dist.destroy_process_group()
 
 
