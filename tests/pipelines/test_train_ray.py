@@ -132,7 +132,7 @@ def test_the_best_weights_and_an_early_end_are_those_of_a_run_without_ray(ray_se
         for old in Path().glob("mine_*_iter_*"):
             old.unlink()
     the_end_says_where_the_time_went_and_what_limits(result, Train(solver=tested).render(result))
-    assert capsys.readouterr().err.count("started in ") == 2
+    assert capsys.readouterr().err.count("started in ") == 3
 
 
 def the_end_says_where_the_time_went_and_what_limits(result, page):
