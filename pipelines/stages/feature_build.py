@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ops import shared_blobs
 from ops.feed.loader import AHEAD
+from ops.memory import KEEP_MEMORY
 from pipelines.job import say
 from pipelines.stages.build import LONG_ENOUGH, Watch, named, take
 from pipelines.stages.extracting import ExtractFeatures, Part
@@ -127,6 +128,7 @@ def dataset(output: FeatureOutput, setup: Setup, blobs: Any, pool: Pool, pending
         num_cpus=pool.cpus_per_worker,
         num_gpus=1 if gpu else None,
         memory=pool.memory,
+        runtime_env={"env_vars": KEEP_MEMORY},
         fn_constructor_kwargs={
             "run": str(output.run),
             "setup": setup,

@@ -19,10 +19,11 @@ from cluster.errors import unwrap
 from cluster.scaling import TrainPool, places
 from ops import user_frames
 from ops.custom import Code
+from ops.memory import KEEP_MEMORY
 from ops.parallel import Group
 from pipelines.job import say
 from pipelines.stages import scoring
-from pipelines.stages.ray_training import COLLECTIVE_SECONDS, KEEP_MEMORY, LOOK_EVERY
+from pipelines.stages.ray_training import COLLECTIVE_SECONDS, LOOK_EVERY
 from pipelines.stages.scoring import Found, Trial
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ops.memory import KEEP_MEMORY
 from pipelines.job import say
 from pipelines.stages import ray_checkpoints
 from pipelines.stages.held import held
@@ -35,9 +36,6 @@ ASK_EVERY = 0.1  # seconds between looks of rank 0 for what the driver asks
 COLLECTIVE_SECONDS = 180  # a worker that does not answer for so long is taken for hung
 ROOM_SECONDS = 15  # what others use may become free meanwhile
 LEAVE_SECONDS = 30  # workers of a driver that was killed are gone by then
-# What glibc does with freed memory: kept, in one place for all threads (see ops/memory.py; Ray trains in a thread).
-KEEP_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
-KEEP_MEMORY |= {"MALLOC_TOP_PAD_": str(64 * 1024 * 1024)}
 OUT_OF_MEMORY = ("low on memory", "OutOfMemoryError", "memory pressure")  # as Ray tells it
 READ_THEMSELVES = "data.where: cluster: no CPU is left beside the workers; they read the same batches themselves"
 DIED = ("died unexpectedly", "ActorDied", "worker died", "actor died", "The actor is dead")

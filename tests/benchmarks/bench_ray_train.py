@@ -1,4 +1,4 @@
-"""Training through Ray against the same without it. `python -m tests.benchmarks.bench_ray_train [step|ddp|start ...]`
+"""Training through Ray against the same without it. `python -m tests.benchmarks.bench_ray_train [step|ddp|start ...] [lenet|caffenet ...]`
 
 step   the loop in workers of Ray Train against the same loop under torchrun, one worker and two
 ddp    two workers against DistributedDataParallel by hand over a batch in memory, one thread each; CaffeNet's batch of
@@ -215,9 +215,10 @@ def train_nothing(workers: int, mark: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    asked = arguments or ["step", "ddp", "start"]
+    nets = [name for name in ("lenet", "caffenet") if name in arguments] or ["lenet", "caffenet"]
+    asked = [one for one in arguments if one not in nets] or ["step", "ddp", "start"]
     print(f"torch {torch.__version__}, cpu, {TURNS} turns; ours, the peer, ratio")
-    for name in ("lenet", "caffenet"):
+    for name in nets:
         with workplace(f"ray-train-{name}") as folder:
             stored(name, folder)
             for title, case in CASES.items():
