@@ -1,4 +1,6 @@
-"""Training through Ray against the same without it. `python -m tests.benchmarks.bench_ray_train [step|ddp|start ...] [lenet|caffenet ...]`
+"""Training through Ray against the same without it.
+
+`python -m tests.benchmarks.bench_ray_train [step|ddp|start ...] [lenet|caffenet ...]`
 
 step   the loop in workers of Ray Train against the same loop under torchrun, one worker and two
 ddp    two workers against DistributedDataParallel by hand over a batch in memory, one thread each; CaffeNet's batch of
