@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -303,8 +304,6 @@ def batches(one: Tested) -> Iterator[dict[str, Tensor]]:
 
 def main() -> int:
     """One of the processes that torchrun starts; also the only one, without it."""
-    import sys
-
     import torch.distributed as dist
     import tyro
 
@@ -329,14 +328,21 @@ def main() -> int:
     except (ValueError, OSError, MemoryError) as error:
         print(f"cortado: error: {one_line(error)}", file=sys.stderr, flush=True)
         os._exit(1)  # the others wait in a collective: torchrun ends them
-    if world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
     if rank == 0:
         loss = "none" if result["loss"] is None else f"{result['loss']:.6g}"
         print(f"trained to iteration {result['iterations']}, loss {loss}")
         print(f"{listed(result['time'])}\n{limit(result['time'], cuda=cuda)}")
+    if world > 1:
+        leave()
     return 0
+
+
+def leave() -> None:
+    """End one of several processes, once all have come here: taking gloo's threads down aborts now and then."""
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import torch
 
 from ops.proto import text
 from ops.proto.caffe_pb2 import SolverParameter
+from pipelines.worker import leave
 from tests.benchmarks.bench_train import MODULES, OTHERS, STORED, Case, stored, written
 from tests.benchmarks.common import PROJECT, cortado, row, workplace
 from tests.benchmarks.torch_nets import PEERS
@@ -193,8 +194,7 @@ def train_by_hand(name: str, batch: int, steps: int, layout: str, out: Path) -> 
         seconds.append(time.perf_counter() - began)
     if dist.get_rank() == 0:
         out.write_text(json.dumps(seconds))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 def train_nothing(workers: int, mark: Path) -> None:

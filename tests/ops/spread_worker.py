@@ -12,6 +12,7 @@ from ops import net as nets
 from ops.parallel import Group, share
 from ops.proto.caffe_pb2 import NetParameter
 from ops.spread import gathered, spread
+from pipelines.worker import leave
 
 
 def main(case: str, out: str) -> None:
@@ -33,8 +34,7 @@ def main(case: str, out: str) -> None:
         results.append((gathered(net, group, blobs), group.sum(loss), grads, [blob.detach() for blob in learned]))
     if group.rank == 0:
         torch.save(results, out)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

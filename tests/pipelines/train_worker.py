@@ -33,7 +33,7 @@ def main(file: str) -> None:
             place.requests = lambda seen=seen, stop=job["stop"]: STOP if seen["iteration"] >= stop - 1 else 0
         train(Training(solver=job["solver"], run=job["run"], **job["options"]), place)
         dist.barrier()
-    dist.destroy_process_group()
+    worker.leave()
 
 
 if __name__ == "__main__":
