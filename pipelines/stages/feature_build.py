@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from cluster.scaling import Pool
 
 SHARE = 0.5  # of a node's object store that weights may take; larger ones are read by each worker
+LARGE = 1 << 24  # bytes of a blob: a thread of its own does not keep many of these (ops/memory.py)
 DAY = 86_400  # seconds; also what a part may take: Ray Data gives up on tasks of half an hour
 
 
@@ -114,6 +116,13 @@ def weights(prepared: Prepared) -> Any:
     return ray.put(arrays)
 
 
+def environment(setup: Setup) -> dict[str, Any]:
+    """How an actor's process is to be started; one with settings of its own takes a second longer, so small nets have
+    none."""
+    largest = 4 * max(math.prod(shape) for shape in setup.net(setup.batch).shapes.values())
+    return {"runtime_env": {"env_vars": KEEP_MEMORY}} if largest > LARGE else {}
+
+
 def dataset(output: FeatureOutput, setup: Setup, blobs: Any, pool: Pool, pending: list[int], *, gpu: bool) -> Any:
     """The ray.data.Dataset from numbers of parts to finished parts."""
     import ray
@@ -128,7 +137,7 @@ def dataset(output: FeatureOutput, setup: Setup, blobs: Any, pool: Pool, pending
         num_cpus=pool.cpus_per_worker,
         num_gpus=1 if gpu else None,
         memory=pool.memory,
-        runtime_env={"env_vars": KEEP_MEMORY},
+        **environment(setup),
         fn_constructor_kwargs={
             "run": str(output.run),
             "setup": setup,
