@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import duckdb
@@ -21,12 +22,13 @@ import pytest
 import torch
 
 from ops import net as nets
-from ops import weights
+from ops import weights, zoo
 from ops.records import datum
 from ops.records.lmdb import Reader
 from ops.records.lmdb import Writer as LMDBWriter
 from pipelines.__main__ import main
 from pipelines.extract import Extract
+from pipelines.stages import feature_build
 from pipelines.stages.build import take
 from pipelines.stages.extracting import write_part
 from pipelines.stages.feature_output import FeatureOutput
@@ -616,3 +618,12 @@ def test_a_folder_with_other_content_is_left_alone(files, tmp_path, capsys):
     told = fails(capsys, *golden_options(files, out), "--blobs", "fc")
     assert "holds 'thesis.tex', which no extraction made; choose an empty folder" in told
     assert [one.name for one in out.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(("name", "side", "large"), [("lenet", 28, False), ("resnet50", 224, True)])
+def test_only_actors_of_nets_with_large_blobs_are_started_with_settings_of_memory(name, side, large):
+    def net(batch):
+        shape = (batch, 1 if name == "lenet" else 3, side, side)
+        return nets.load(zoo.find(name, "deploy.prototxt"), inputs={"data": shape}, device="meta")
+
+    assert bool(feature_build.environment(SimpleNamespace(batch=32, net=net))) == large
