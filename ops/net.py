@@ -168,9 +168,7 @@ class Net(nn.Module):
                 raise ValueError(f"{self.name}: has no input {quoted(name)}{hint(name, self.inputs)}")
             tensor = torch.as_tensor(value)
             wanted = kind or (tensor.dtype if tensor.is_floating_point() else torch.float32)
-            here = (
-                tensor.dtype is wanted and tensor.device == device
-            )  # `to` would let other threads go first all the same
+            here = tensor.dtype is wanted and tensor.device == device  # `to` lets other threads go first in any case
             values[name] = tensor if here else tensor.to(device, wanted)
         missing = [name for name in self.inputs if name not in values]
         if missing:
