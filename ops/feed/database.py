@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,22 +61,26 @@ class Parser:
                 return Example(np.ndarray(shape, np.uint8, view, begin), True, label, view[start:stop])
         return self._parsed(view[start:stop])
 
-    def block(self, data: NDArray[np.uint8], view: memoryview, where: Sequence[tuple[int, int]]) -> Block | None:
+    def block(self, data: NDArray[np.uint8], where: Sequence[tuple[int, int]]) -> Block | None:
         """The records at these places of a file, where all of them begin as usual and end as others before."""
         head, shape, size, labels = self.habit
-        starts, stops = np.array(where).T
-        begins = starts + len(head)
-        if not size or ((stops - begins) < size).any():
+        starts, stops = np.fromiter(chain.from_iterable(where), np.int64, 2 * len(where)).reshape(-1, 2).T
+        lengths, first, last = stops - starts, len(head), len(head) + size
+        width = int(lengths.max())
+        if not size or int(lengths.min()) < last:
             return None
-        heads = np.lib.stride_tricks.sliding_window_view(data, len(head))[starts]
-        if (heads != np.frombuffer(head, np.uint8)).any():
+        furthest = data.size - width
+        rows = np.lib.stride_tricks.sliding_window_view(data, width)[np.minimum(starts, furthest)]
+        for place in np.flatnonzero(starts > furthest).tolist():  # a short record at the file's very end
+            rows[place, : lengths[place]] = data[starts[place] : stops[place]]
+        if (rows[:, :first] != np.frombuffer(head, np.uint8)).any():
             return None
-        ends = zip((begins + size).tolist(), stops.tolist(), strict=True)
-        found = [labels.get(bytes(view[end:stop]), UNKNOWN) for end, stop in ends]
+        flat, begins = rows.tobytes(), range(0, rows.size, width)
+        stored = [flat[begin : begin + length] for begin, length in zip(begins, lengths.tolist(), strict=True)]
+        found = [labels.get(record[last:], UNKNOWN) for record in stored]
         if UNKNOWN in found:
             return None
-        pixels = np.lib.stride_tricks.sliding_window_view(data, size)[begins].reshape(-1, *shape)
-        return Block(pixels, found, [view[start:stop] for start, stop in where])
+        return Block(rows[:, first:last].reshape(-1, *shape), found, stored)
 
     def _tail(self, tail: bytes, labels: dict[bytes, int]) -> int | None:
         """The label of an end that was not seen before; None where it says more than a label."""
@@ -221,7 +226,7 @@ class LMDB:
         return self.parser.example(self.view, *where)
 
     def block(self, where: Sequence[tuple[int, int]]) -> Block | None:
-        return self.parser.block(self.data, self.view, where)
+        return self.parser.block(self.data, where)
 
     def name(self, index: int) -> str:
         node = int(self._node_of(np.array([index]))[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ops import chance, fillers
-from ops.feed.tops import Arrays, Asked, Plan, Shape, StoppedError, Tops, record_digest
+from ops.feed.tops import Arrays, Asked, Plan, Shape, StoppedError, Tops, record_digest, room
 from ops.layers.inputs import DummyData
 from ops.proto.caffe_pb2 import FillerParameter
 
@@ -44,7 +44,7 @@ class DummyTops(Tops):
     def buffers(self, rows: int) -> Arrays:
         out = {}
         for top, shape in self.shapes.items():
-            out[top] = np.empty((rows, *shape[1:]) if top in self.divided else shape, np.float32)
+            out[top] = room((rows, *shape[1:]) if top in self.divided else shape)
             if top in self.constants and top not in self.divided:
                 out[top][...] = self.constants[top].numpy()
             elif top in self.constants:

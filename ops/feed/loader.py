@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -37,8 +38,7 @@ class Slot:
         self.arrays: Arrays = {}
         self.parts: list[dict[str, Tensor]] = [{} for _ in range(batches)]  # of each batch
         for name, array in tops.buffers(rows * batches).items():
-            tensor = torch.from_numpy(array)  # numpy aligns memory at 16 bytes, torch its own at 64
-            tensor = tensor.pin_memory() if pin else tensor.clone()
+            tensor = torch.from_numpy(array).pin_memory() if pin else torch.from_numpy(array)
             self.arrays[name] = tensor.numpy()
             for part, rest in zip(self.parts, torch.split(tensor, rows), strict=True):
                 part[name] = rest
@@ -157,6 +157,12 @@ class Loader:
 
     def _fill_several(self, slot: Slot, halt: Halt) -> list[int | Exception]:
         """The digest of each batch of a slot, or what is wrong with it."""
+        with suppress(OSError, ValueError):  # in which of the batches, each one's own plan says
+            together = self.tops.fill_together(
+                slot.planned(self.tops, self.first, self.last), slot.arrays, slot.batches
+            )
+            if together is not None:
+                return [*together]
         found: list[int | Exception] = []
         for number in range(slot.batches):
             try:

@@ -16,8 +16,8 @@ from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
 from ops import chance
-from ops.feed.source import Block, Blocks, Example, Source
-from ops.feed.tops import Arrays, Asked, Plan, Shape, StoppedError, Tops, label_word
+from ops.feed.source import Blocks, Example, Source
+from ops.feed.tops import Arrays, Asked, Plan, Shape, StoppedError, Tops, label_word, label_words, room
 from ops.feed.transform import Choices, OddShapeError, Transform, cut
 
 log = logging.getLogger("cortado")
@@ -36,6 +36,7 @@ class RecordTops(Tops):
         super().__init__(asked)
         self.source, self.sampling, self.transform, self.batch = source, sampling, transform, batch
         self.name, self.seed, self.records = asked.spec.name, asked.seed, len(source)
+        self.blocks = source if isinstance(source, Blocks) else None
         self.most_bad = int(asked.options.max_bad * len(source))
         self.lock = threading.Lock()
         self.moved: dict[int, int] = {}  # positions of bad records -> the record that stands there instead
@@ -63,7 +64,7 @@ class RecordTops(Tops):
     def buffers(self, rows: int) -> Arrays:
         out = super().buffers(rows)
         if self.on_device:
-            out[self.tops[0]] = np.empty((rows, *self.shapes[self.tops[0]][1:]), self.dtype)
+            out[self.tops[0]] = room((rows, *self.shapes[self.tops[0]][1:]), self.dtype)
             out |= {CORNERS: np.zeros((rows, 2), np.int64), FLIPS: np.zeros(rows, np.bool_)}
         return out
 
@@ -83,7 +84,7 @@ class RecordTops(Tops):
             plan.more |= {"corners": corners, "each": list(map(tuple, corners.tolist()))}
             plan.more["flips"] = np.zeros(len(records), np.bool_) if choices.flips is None else choices.flips
             if self.asked.digest:
-                plan.more["digests"] = self._beginnings(plan, slice(None)).tolist()
+                plan.more["beginnings"] = self._beginnings(plan, slice(None))
         return plan
 
     def _example(self, plan: Plan, row: int) -> Example:
@@ -146,14 +147,20 @@ class RecordTops(Tops):
     # -- filling -----------------------------------------------------------------------------------------------------
 
     def fill(self, plan: Plan, begin: int, end: int, out: Arrays, stopped: Callable[[], bool]) -> int:
-        if self.together and self.dtype == np.uint8 and isinstance(self.source, Blocks):
-            block, usual = self.source.block(plan.more["where"][begin:end]), self.usual
-            if block is not None and usual is not None and block.pixels.shape[1:] == usual.pixels.shape:
-                return self._fill_block(plan, begin, end, out, block)
-        return self._fill(plan, begin, end, out, stopped, None)
+        digests = self._fill_block(plan, begin, end, out)
+        return self._fill(plan, begin, end, out, stopped, None) if digests is None else sum(digests)
 
-    def _fill_block(self, plan: Plan, begin: int, end: int, out: Arrays, block: Block) -> int:
-        """Rows begin..end-1 from as many raw records that look as usual."""
+    def fill_together(self, plan: Plan, out: Arrays, batches: int) -> list[int] | None:
+        digests, rows = self._fill_block(plan, 0, len(plan.places), out), len(plan.places) // batches
+        return None if digests is None else [sum(digests[n * rows : (n + 1) * rows]) for n in range(batches)]
+
+    def _fill_block(self, plan: Plan, begin: int, end: int, out: Arrays) -> list[int] | None:
+        """Rows begin..end-1 at once and their digests; None unless all are small raw records that look as usual."""
+        if not self.together or self.blocks is None or self.usual is None or self.dtype != np.uint8:
+            return None
+        block = self.blocks.block(plan.more["where"][begin:end])
+        if block is None or block.pixels.shape[1:] != self.usual.pixels.shape:
+            return None
         data, pixels = out[self.tops[0]][begin:end], block.pixels
         corners, flips = plan.more["corners"][begin:end], plan.more["flips"][begin:end]
         if self.transform.crop:
@@ -164,12 +171,13 @@ class RecordTops(Tops):
             out[CORNERS][begin:end], out[FLIPS][begin:end] = corners, flips
         else:
             self.transform.all_into(pixels, corners, flips, data)
+        labels = np.array(block.labels)
         if len(self.tops) > 1:
-            out[self.tops[1]][begin:end] = block.labels
+            out[self.tops[1]][begin:end] = labels
         if not self.asked.digest:
-            return 0
-        records = zip(block.stored, plan.more["digests"][begin:end], block.labels, strict=True)
-        return sum(xxh3_64_intdigest(stored, digest ^ label_word(label)) for stored, digest, label in records)
+            return [0] * (end - begin)
+        starts = plan.more["beginnings"][begin:end] ^ label_words(labels)
+        return list(map(xxh3_64_intdigest, block.stored, starts.tolist()))
 
     def fill_loose(self, plan: Plan, out: Arrays, stopped: Callable[[], bool]) -> tuple[Arrays, int]:
         first = self._example(plan, 0)
@@ -188,7 +196,7 @@ class RecordTops(Tops):
         labels = out[self.tops[1]] if len(self.tops) > 1 else None
         shape, made = usual.pixels.shape, self.transform.shape(planes_of(usual))
         put = Putter(self.transform, data[begin:end], self.dtype, self.on_device)
-        digests, total = plan.more.get("digests", []), 0
+        digests, total = plan.more["beginnings"][begin:end].tolist() if self.asked.digest else [], 0
         for row in range(begin, end):
             if stopped():
                 raise StoppedError
@@ -201,7 +209,7 @@ class RecordTops(Tops):
                 corner = corners[row] = self._corner(plan, row, example)
                 plan.more["corners"][row], found = corner, self.transform.shape(planes_of(example))
                 if self.asked.digest:
-                    digests[row] = int(self._beginnings(plan, slice(row, row + 1))[0])
+                    digests[row - begin] = int(self._beginnings(plan, slice(row, row + 1))[0])
             if found != data.shape[1:]:
                 raise OddShapeError(self._named(plan, row), found, data.shape[1:])
             if self.transform.augment is not None:
@@ -210,7 +218,7 @@ class RecordTops(Tops):
             if labels is not None:
                 labels[row] = label
             if self.asked.digest:
-                total += xxh3_64_intdigest(stored, digests[row] ^ label_word(label))
+                total += xxh3_64_intdigest(stored, digests[row - begin] ^ label_word(label))
             example = None
         put.end(plan.more["corners"][begin:end], flips[begin:end])
         if self.on_device:

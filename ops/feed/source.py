@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -93,10 +94,23 @@ class Joined:
         return example
 
     def block(self, where: Sequence[Any]) -> Block | None:
-        source = where[0][0]
-        if not isinstance(source, Blocks) or any(part is not source for part, _ in where):
+        groups: dict[int, list[int]] = {}  # the places of each source
+        for place, (source, _) in enumerate(where):
+            groups.setdefault(id(source), []).append(place)
+        blocks: list[Block] = []
+        for places in groups.values():
+            source = where[places[0]][0]
+            block = source.block([where[place][1] for place in places]) if isinstance(source, Blocks) else None
+            if block is None:
+                return None
+            blocks.append(block)
+        if len({block.pixels.shape[1:] for block in blocks}) > 1:
             return None
-        return source.block([inside for _, inside in where])
+        order = np.argsort([*chain.from_iterable(groups.values())]).tolist()
+        labels = [*chain.from_iterable(block.labels for block in blocks)]
+        stored = [*chain.from_iterable(block.stored for block in blocks)]
+        pixels = np.concatenate([block.pixels for block in blocks])
+        return Block(pixels[order], [labels[place] for place in order], [stored[place] for place in order])
 
     def name(self, index: int) -> str:
         number = int(np.searchsorted(self.ends, index, "right"))

@@ -6,6 +6,7 @@ images (window_tops), fillers (dummy_tops). None of them keeps a state: what a r
 
 from __future__ import annotations
 
+import math
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from ops.proto.caffe_pb2 import LayerParameter
 Shape = tuple[int, ...]
 Arrays = dict[str, NDArray[Any]]
 WORD = 1 << 64
+ALIGNED = 64  # bytes
 LABEL = 0xD6E8FEB86659FD93  # an odd number: different labels, different words
 
 
@@ -91,7 +93,7 @@ class Tops(ABC):
 
     def buffers(self, rows: int) -> Arrays:
         """Arrays for that many rows of a batch, by top; more of them where `finish` needs them."""
-        return {top: np.empty((rows, *shape[1:]), np.float32) for top, shape in self.shapes.items()}
+        return {top: room((rows, *shape[1:])) for top, shape in self.shapes.items()}
 
     def begins(self, position: int) -> None:  # noqa: B027
         """The batches from a position on are planned next, one after the other."""
@@ -106,6 +108,10 @@ class Tops(ABC):
     @abstractmethod
     def fill(self, plan: Plan, begin: int, end: int, out: Arrays, stopped: Callable[[], bool]) -> int:
         """Rows begin..end-1 of the plan into the same rows of `out`; their digest. Raises StoppedError if asked to."""
+
+    def fill_together(self, plan: Plan, out: Arrays, batches: int) -> list[int] | None:
+        """All rows of a plan of several batches at once; the digest of each batch. None: `fill` has to look closer."""
+        return None
 
     def fill_loose(self, plan: Plan, out: Arrays, stopped: Callable[[], bool]) -> tuple[Arrays, int]:
         """All rows of the plan, in new arrays where those in `out` have another shape."""
@@ -128,6 +134,17 @@ class Tops(ABC):
         """Let go of the files."""
 
 
+def room(shape: Shape, dtype: Any = np.float32) -> NDArray[Any]:
+    """An array for a batch, as numpy.empty: at a multiple of 64 bytes, where torch has its own memory.
+
+    It is numpy's memory, which asks the system for large pages: 150 MB of them are written a fifth faster.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNED, np.uint8)
+    begin = -memory.ctypes.data % ALIGNED
+    return memory[begin : begin + size].view(dtype).reshape(shape)
+
+
 def record_digest(place: int, stored: Any, *choices: float) -> int:
     """64 bits of a record: its stored bytes, its place in the whole batch, and what was chosen for it."""
     packed = struct.pack(f"<{len(choices)}d", *choices)
@@ -140,6 +157,11 @@ def label_word(label: Any) -> int:
     if type(label) is int:
         return label * LABEL % WORD
     return int(xxhash.xxh3_64_intdigest(np.asarray(label, np.float32).tobytes()))
+
+
+def label_words(labels: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """`label_word` of many labels that are numbers."""
+    return labels.astype(np.uint64) * np.uint64(LABEL)
 
 
 def batch_size(written: int, options: FeedOptions, message: str) -> int:

@@ -66,7 +66,7 @@ class Transform:
         self.values = np.array(param.mean_value, np.float32)
         self.mean, self.augment = mean, augment
         self.mirrored = None if mean is None else np.ascontiguousarray(mean[:, :, ::-1])
-        self.levels: dict[Shape, Floats] = {}  # the mean values as an image, of the shape that was last asked for
+        self.tables: list[Floats] = []  # what becomes of each byte; of every channel, or one for all
 
     # -- what is random ----------------------------------------------------------------------------------------------
 
@@ -143,13 +143,14 @@ class Transform:
         else:
             planes = picture[:, row : row + height, column : column + width]
             planes = planes[:, :, ::-1] if flip else planes
-        mean: Floats | None
+        if self.mean is None and planes.dtype == np.uint8 and (self.values.size or self.scale != 1):
+            self.look_up(planes, out)
+            return
+        mean: Floats | None = self.values.reshape(-1, 1, 1) if self.values.size else None
         if self.mean is not None:
             left = self.mean.shape[2] - width - left if flip else left
             whole = self.mean if self.mirrored is None or not flip else self.mirrored
             mean = whole[:, top : top + height, left : left + width]
-        else:
-            mean = self.level(out.shape) if self.values.size else None
         if mean is None:
             np.copyto(out, planes)
         elif planes.dtype == np.uint8:  # OpenCV takes an array of four axes as it lies, and as one plane after another
@@ -159,14 +160,16 @@ class Transform:
         if self.scale != 1:
             np.multiply(out, self.scale, out=out)
 
-    def level(self, shape: Shape) -> Floats:
-        """The mean values as an image of (C, h, w)."""
-        found = self.levels.get(shape)
-        if found is None:
-            found = np.empty(shape, np.float32)
-            found[:] = self.values.reshape(-1, 1, 1)
-            self.levels = {shape: found}
-        return found
+    def look_up(self, planes: Pixels, out: Floats) -> None:
+        """Bytes to numbers through a table for each channel: a byte has only 256 of them."""
+        if not self.tables:
+            means = self.values.reshape(-1, 1, 1) if self.values.size else np.zeros((1, 1, 1), np.float32)
+            self.tables = [*((np.arange(256, dtype=np.float32).reshape(256, 1) - means) * self.scale)]
+        if len(self.tables) == 1:
+            cv2.LUT(planes[np.newaxis], self.tables[0], out[np.newaxis])
+            return
+        for plane, table, target in zip(planes, self.tables, out, strict=True):
+            cv2.LUT(plane, table, target)
 
     def all_into(self, block: Pixels, corners: NDArray[np.int64], flips: NDArray[np.bool_], out: Floats) -> None:
         """Many small records at once: (n, C, h, w) crops, (n, 2) where they start, to float32 `out`."""

@@ -113,7 +113,25 @@ def test_a_block_wants_records_that_look_alike(tmp_path):
         assert source.block([where[0], odd]) is None
     joined = Joined([source, database.LMDB(tmp_path / "db", source.parser)])
     assert joined.block(joined.locate(np.array([0, 1]))) is not None
-    assert joined.block(joined.locate(np.array([0, 7]))) is None
+    assert joined.block(joined.locate(np.array([0, 3]))) is None
+
+
+@FRESH
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
+def test_a_block_of_several_databases_is_what_each_of_them_reads(tmp_path_factory, sizes, seed):
+    folder, parser = tmp_path_factory.mktemp("joined"), database.Parser()
+    for number, size in enumerate(sizes):
+        make(folder / str(number), pictures(size, seed=seed + number), [300 * number + i for i in range(size)])
+    joined = Joined([database.LMDB(folder / str(number), parser) for number in range(len(sizes))])
+    for one in joined.locate(np.arange(len(joined))):
+        joined.read(one)
+    where = joined.locate(np.random.default_rng(seed).integers(0, len(joined), 20))
+    block = joined.block(where)
+    assert block is not None
+    for one, pixels, label, stored in zip(where, block.pixels, block.labels, block.stored, strict=True):
+        example = joined.read(one)
+        assert np.array_equal(example.pixels, pixels)
+        assert (example.label, bytes(example.stored)) == (label, bytes(stored))
 
 
 def test_a_leveldb_is_read_as_its_library_reads_it(golden, tmp_path):
