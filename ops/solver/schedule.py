@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-
-import numpy as np
+from ctypes import c_float
 
 from ops.names import pick
 from ops.proto.caffe_pb2 import SolverParameter
@@ -60,8 +59,7 @@ def rate(spec: SolverParameter, iteration: int, falls: int | None = None) -> flo
 
 def single(number: float) -> float:
     """A number rounded to float32; beyond its range infinite."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(number))
+    return c_float(number).value
 
 
 def advance(spec: SolverParameter, iteration: int, falls: int, last_event: int = 0) -> int:

@@ -28,6 +28,7 @@ REGULARIZATIONS = {"L2": "decay w", "L1": "decay sign(w)"}  # what is added to t
 WITHOUT_MOMENTUM = ("AdaGrad", "RMSProp")
 AVERAGING = ("AdaDelta", "Adam")  # momentum is the share of an average that stays
 NUMBERS = ("momentum", "momentum2", "weight_decay", "delta", "clip_gradients")
+OF_FORMULAS = ("momentum", "momentum2", "rms_decay", "delta")
 NORM_PIECE = 1 << 16  # elements whose squares a CPU adds up in float32; the sums are added in float64
 
 
@@ -56,7 +57,10 @@ class Solver:
             check(self.spec)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        self.rule = RULES[self.spec.type]
+        self.rule, self.lasso = RULES[self.spec.type], self.spec.regularization_type == "L1"
+        self.limit = self.spec.clip_gradients if self.spec.clip_gradients >= 0 else None
+        self.share = 1 / self.spec.iter_size
+        self.numbers = {name: float(getattr(self.spec, name)) for name in OF_FORMULAS}
         self.places = [(net.layers[one.layer], f"blob{one.index}") for one in net.learnable]
         self.history = [torch.zeros_like(blob.detach()) for _ in range(self.rule.histories) for blob in self.blobs]
         keeping = self.spec.snapshot_diff and self.spec.type != "SGD"  # whose history is what the update took
@@ -72,6 +76,7 @@ class Solver:
         self.updated = False
         self.rated: tuple[int, float] | None = None  # the iteration for which the rate was asked, and that rate
         self.flats: tuple[list[int], list[Tensor], list[Tensor]] | None = None  # see `flattened`
+        self.grouped: tuple[tuple[list[bool], list[tuple[torch.device, torch.dtype]]], list[list[int]]] | None = None
         rows = [self.history[at :: len(self.net.learnable)] for at in range(len(self.net.learnable))]
         self.resting = [
             one.lr_mult == 0 and not any(bool(history.any()) for history in row)
@@ -105,8 +110,10 @@ class Solver:
 
     def observe(self, loss: float) -> None:
         """Tell lr_policy "plateau" the (smoothed) loss of this iteration, before its update; others take no notice."""
+        if self.spec.lr_policy != "plateau":
+            return
         least = schedule.single(loss)  # as a file holds it
-        if self.spec.lr_policy == "plateau" and least < self.minimum_loss:
+        if least < self.minimum_loss:
             self.minimum_loss, self.last_event = least, self.iteration
 
     # -- the update ------------------------------------------------------------------------------------------------
@@ -119,31 +126,26 @@ class Solver:
         """
         rate, blobs = self.rate(), self.blobs
         gradients = [None if blob.grad is None else flat_like(blob.grad, blob) for blob in blobs]
-        clipping = self.spec.clip_gradients >= 0
-        total = norm_of([one for one in gradients if one is not None]) if norm or clipping else None
-        clip = clip_scale(total, self.spec.clip_gradients) if clipping and total is not None else None
+        wanted = norm or self.limit is not None
+        total = norm_of([one for one in gradients if one is not None]) if wanted else None
+        clip = None if self.limit is None or total is None else clip_scale(total, self.limit)
         for part in self.parts(rate, blobs, gradients):
-            apply(self.rule, part, scale=self.scale(clip, part.g[0]), lasso=self.spec.regularization_type == "L1")
+            apply(self.rule, part, scale=self.scale(clip, part.g[0]), lasso=self.lasso)
         self.updated = True
         self.iteration += 1
         return Step(rate, total, clip)
 
     def scale(self, clip: Tensor | None, gradient: Tensor) -> float | Tensor:
         """What the gradients are multiplied with first; a tensor on devices that it would be slow to wait for."""
-        share = 1 / self.spec.iter_size
         if clip is None:
-            return share
-        return float(clip) * share if clip.device.type == "cpu" else (clip * share).to(gradient)
+            return self.share
+        return float(clip) * self.share if clip.device.type == "cpu" else (clip * self.share).to(gradient)
 
     def parts(self, rate: float, blobs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Iterator[Part]:
         """The blobs that an update changes, those of one device, type and pair of multipliers together."""
-        spec, count = self.spec, len(blobs)
+        count, decay = len(blobs), self.spec.weight_decay
         weights, history = self.flattened(blobs)
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for at, (one, blob) in enumerate(zip(self.net.learnable, blobs, strict=True)):
-            if not self.rests(at, gradients[at]):
-                groups.setdefault((blob.device, blob.dtype, one.lr_mult, one.decay_mult), []).append(at)
-        for ats in groups.values():
+        for ats in self.together(blobs, [gradient is None for gradient in gradients]):
             one = self.net.learnable[ats[0]]
             yield Part(
                 w=[weights[at] for at in ats],
@@ -151,14 +153,22 @@ class Solver:
                 h=[history[at] for at in ats],
                 u=[history[at + count] for at in ats] if self.rule.histories == 2 else [],
                 rate=rate * one.lr_mult,
-                decay=spec.weight_decay * one.decay_mult,
-                momentum=spec.momentum,
-                momentum2=spec.momentum2,
-                rms_decay=spec.rms_decay,
-                delta=spec.delta,
+                decay=decay * one.decay_mult,
+                **self.numbers,
                 time=self.iteration + 1,
                 t=[flat(self.taken[at]) for at in ats] if self.taken else [],
             )
+
+    def together(self, blobs: Sequence[Tensor], missing: list[bool]) -> list[list[int]]:
+        """The groups of `parts`, worked out once for each pattern of missing gradients."""
+        kinds = [(blob.device, blob.dtype) for blob in blobs]
+        if self.grouped is None or self.grouped[0] != (missing, kinds):
+            groups: dict[tuple[object, ...], list[int]] = {}
+            for at, (one, kind) in enumerate(zip(self.net.learnable, kinds, strict=True)):
+                if not self.rests(at, missing[at]):
+                    groups.setdefault((*kind, one.lr_mult, one.decay_mult), []).append(at)
+            self.grouped = (missing, kinds), list(groups.values())
+        return self.grouped[1]
 
     def flattened(self, blobs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Blobs and histories as flat views; made anew where a blob lies elsewhere than at the last update."""
@@ -167,9 +177,9 @@ class Solver:
             self.flats = found, [flat(blob) for blob in blobs], [flat(one) for one in self.history]
         return self.flats[1:]
 
-    def rests(self, at: int, gradient: Tensor | None) -> bool:
+    def rests(self, at: int, missing: bool) -> bool:
         """Whether an update leaves a blob and its history as they are: lr_mult 0, no velocity, nothing to remember."""
-        still = gradient is None and self.spec.weight_decay * self.net.learnable[at].decay_mult == 0
+        still = missing and self.spec.weight_decay * self.net.learnable[at].decay_mult == 0
         return self.resting[at] and (self.spec.type in ("SGD", "Nesterov") or still)
 
     def zero_grad(self, *, set_to_none: bool = False) -> None:

@@ -221,7 +221,9 @@ def flat(tensor: Tensor) -> Tensor:
 
 def flat_like(tensor: Tensor, blob: Tensor) -> Tensor:
     """`flat`, in the order in which `blob` lies: a view where they lie alike, else a copy."""
-    if tensor.stride() != blob.stride() and layout(tensor) != layout(blob):
+    if tensor.stride() == blob.stride():  # as nearly all do: `flat` in one call
+        return tensor.detach().as_strided((tensor.numel(),), (1,))
+    if layout(tensor) != layout(blob):
         tensor = torch.empty_like(blob).copy_(tensor)
     return flat(tensor)
 
