@@ -281,6 +281,7 @@ class Train(Job):
         import torch
 
         from ops.training.nets import read_solver
+        from pipelines.stages.scoring import device_of
 
         if self.gpu == "none":
             return torch.device("cpu")
@@ -291,8 +292,11 @@ class Train(Job):
             if spec.HasField("solver_mode") and spec.solver_mode == spec.GPU:
                 say("warning: solver_mode: GPU, and there is none: training on the CPU")
             return torch.device("cpu")
-        first = (self.gpu or "0").split(",")[0]
-        return torch.device("cuda", 0 if first == "all" else int(first))
+        wanted, there = read_solver(self.solver).device_id, torch.cuda.device_count()
+        device = device_of(self.gpu or str(wanted if wanted < there else 0))
+        if self.gpu is not None and (self.gpu == "all" or "," in self.gpu) and there > 1:
+            say(f"warning: --local trains on one GPU: on {device}")
+        return device
 
 
 def check_batch(solver: Path, job: Training, pool: TrainPool) -> None:

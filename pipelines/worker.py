@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ops.feed.feed import Batch
 from ops.parallel import Group
+from ops.solver.snapshot import ENDINGS
 from ops.spread import gathered
 from ops.training import testing
 from ops.training.debug import debugging
@@ -97,14 +99,21 @@ class Loop:
                 self.test_all()
                 if self.stopped:
                     break
-            self.iterate()
+            try:
+                self.iterate()
+            except (OSError, ValueError):
+                if self.group.alone:  # what came before it is told, too
+                    self.settle()
+                raise
             if self.solver.iteration == first + 1:
                 self.tell_start()
             if self.spec.snapshot > 0 and self.solver.iteration % self.spec.snapshot == 0:
                 self.snapshot()
         done = self.solver.iteration
         self.settle()
-        if self.spec.snapshot_after_train and (self.spec.snapshot <= 0 or done % self.spec.snapshot or done == first):
+        names = [f"{self.s.prefix}_iter_{done}.solverstate{ending}" for ending in ENDINGS.values()]
+        nothing_done = done == first and not any(Path(name).exists() for name in names)
+        if self.spec.snapshot_after_train and (self.spec.snapshot <= 0 or done % self.spec.snapshot or nothing_done):
             self.snapshot()
         if self.stopped:
             self.log.line("Optimization stopped early.")
@@ -158,18 +167,18 @@ class Loop:
                     loss, blobs = self.trainer.forward_backward(inputs, last=part == parts - 1)
                 tell(blobs, whole=part == parts - 1)
                 losses.append(loss)
-        if not loss.is_cuda:  # its own share each looks at each time: that waits for nobody
-            self.check(iteration, float(sum(losses)) / parts, blobs)
+                if not loss.is_cuda:  # its own share each process looks at each time: that waits for nobody
+                    self.check(iteration, float(loss), blobs)
         images = parts * max((feed.batch for feed in self.s.feeds.values()), default=0)
-        self.pending.append(Pending(iteration, losses, self.solver.rate(), waited, images, digest, time.perf_counter()))
-        watching = self.spec.lr_policy == "plateau"
+        watching = self.spec.lr_policy == "plateau"  # whose rate goes by this iteration's loss
+        rate = None if watching else self.solver.rate()
+        self.pending.append(Pending(iteration, losses, rate, waited, images, digest, time.perf_counter()))
         if display or watching or self.settle_due():
             self.settle(blobs)
         if display:
             with torch.no_grad():
                 outputs = gathered(self.net, self.group, {name: blobs[name] for name in self.net.outputs})
             self.books.displayed(iteration, outputs)
-        self.solver.observe(self.books.smooth)
         with self.clock.on("step"):
             step = self.trainer.update()
         self.books.clipped(step)
@@ -216,17 +225,18 @@ class Loop:
             else:
                 numbers = torch.tensor(extra, dtype=torch.float64, device=losses.device)
                 told = self.group.sum(torch.cat([losses, numbers], 1)).tolist()
-        for one, row in zip(self.pending, told, strict=True):
+        settled, self.pending = self.pending, []
+        for one, row in zip(settled, told, strict=True):
             (waited, high, low, seconds), asked = row[parts : parts + 4], row[parts + 4 :]
             self.check(one.iteration, sum(row[:parts]) / parts, blobs)
             digest = ((int(high) << 32) + int(low)) % 2**64
             self.books.iterated(one, row[:parts], waited=waited / self.group.world, digest=digest)
             self.asked |= sum(bit for bit, wanted in zip(BITS, asked, strict=True) if wanted)
+        self.books.report(settled[-1])
         if not self.group.alone:  # all of them find the same
-            each = seconds / self.group.world / len(self.pending)
+            each = seconds / self.group.world / len(settled)
             self.settle_every = max(1, min(SETTLE_MOST, int(SETTLE_SECONDS / max(each, 1e-6))))
         self.settled = time.perf_counter()
-        self.pending.clear()
 
     def check(self, iteration: int, loss: float, blobs: dict[str, Tensor] | None) -> None:
         """A loss that is not finite ends the training; with `blobs` of its forward the layer that began it is named."""

@@ -24,6 +24,7 @@ from ops.records import datum
 from ops.records.lmdb_pages import BIG, DUP, HEAD, LEAF, OVERFLOW, SUB, Pages
 
 TAILS = 1 << 16  # different record ends that are remembered
+LONGEST_TAIL = 64  # bytes behind the pixels of a record that is read with others
 UNKNOWN = 1 << 64  # no label
 CHANGES = 16  # of how records begin: beyond, the data set has no habit worth remembering
 
@@ -67,7 +68,7 @@ class Parser:
         starts, stops = np.fromiter(chain.from_iterable(where), np.int64, 2 * len(where)).reshape(-1, 2).T
         lengths, first, last = stops - starts, len(head), len(head) + size
         width = int(lengths.max())
-        if not size or int(lengths.min()) < last:
+        if not size or int(lengths.min()) < last or width > last + LONGEST_TAIL:
             return None
         furthest = data.size - width
         rows = np.lib.stride_tricks.sliding_window_view(data, width)[np.minimum(starts, furthest)]

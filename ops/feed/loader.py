@@ -40,7 +40,8 @@ class Slot:
         for name, array in tops.buffers(rows * batches).items():
             tensor = torch.from_numpy(array).pin_memory() if pin else torch.from_numpy(array)
             self.arrays[name] = tensor.numpy()
-            for part, rest in zip(self.parts, torch.split(tensor, rows), strict=True):
+            cuts = torch.split(tensor, rows) if batches > 1 else (tensor,)  # not every top has a row a record
+            for part, rest in zip(self.parts, cuts, strict=True):
                 part[name] = rest
         self.start, self.given = 0, 0  # position of the first batch; batches that were handed out
         self.plan: Plan | None = None

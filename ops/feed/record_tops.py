@@ -54,7 +54,7 @@ class RecordTops(Tops):
         self.shapes: dict[str, Shape] = dict(zip(self.tops, shapes, strict=False))
         self.loose = loose and batch == 1 and not transform.crop
         self.on_device = asked.on_device
-        numbers = math.prod(self.shapes[self.tops[0]][1:])
+        numbers = max(math.prod(self.shapes[self.tops[0]][1:]), first.pixels.size)  # whole records are read
         if numbers <= SMALL and not (self.heavy or self.loose):
             self.together = min(TOGETHER, TOGETHER_BYTES // (4 * max(1, numbers)))
         self.mean: Tensor | None = None  # where the batch is used

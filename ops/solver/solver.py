@@ -221,6 +221,8 @@ def check(spec: SolverParameter) -> None:
             raise ValueError(f"{name} is {getattr(spec, name)}; expected a number")
     if spec.iter_size < 1:
         raise ValueError(f"iter_size is {spec.iter_size}; expected 1 or more passes for each update")
+    if spec.average_loss < 1:
+        raise ValueError(f"average_loss is {spec.average_loss}; expected 1 or more iterations")
     if rule in WITHOUT_MOMENTUM and spec.momentum:
         raise ValueError(f"momentum is {spec.momentum:g}; {rule} has none: leave it out, or take another type")
     if rule in AVERAGING and not 0 <= spec.momentum < 1:

@@ -33,7 +33,7 @@ class Pending:
 
     iteration: int
     losses: list[Tensor]
-    rate: float
+    rate: float | None  # None: it goes by this iteration's own loss
     waited: float
     images: int
     digest: int
@@ -59,10 +59,13 @@ class Books:
     # -- an iteration ------------------------------------------------------------------------------------------------
 
     def iterated(self, one: Pending, losses: list[float], *, waited: float, digest: int) -> None:
-        """An iteration's row, its point of the curves, the report; all numbers are those of the whole batch."""
+        """An iteration's row and its point of the curves; all numbers are those of the whole batch."""
         loss = sum(losses) / len(losses)
         self.smooth = self.s.smoother.add(loss)
         self.waited, self.images = self.waited + waited, self.images + one.images
+        if one.rate is None:
+            self.s.solver.observe(self.smooth)
+            one.rate = self.s.solver.rate()
         spent = one.at - self.began
         for sign in self.signs.see(one.iteration, loss):
             self.log.line(f"warning: {sign}")
@@ -74,7 +77,11 @@ class Books:
             self.s.events.trained(one.iteration, loss, one.rate, images=self.images, seconds=spent)
             if time.perf_counter() - self.flushed > FLUSH_SECONDS:
                 self.flush()
+
+    def report(self, one: Pending) -> None:
+        """How far it is, after the newest of some iterations."""
         if self.s.place.report is not None:
+            spent = one.at - self.began
             done = {"first": self.first, "iteration": one.iteration + 1, "loss": self.smooth, "lr": one.rate}
             done |= {"waited": self.waited / max(spent, 1e-9), "images": self.images, "seconds": spent}
             self.s.place.report({**done, "spent": self.clock.spent()})

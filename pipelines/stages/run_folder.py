@@ -21,6 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from google.protobuf.message import Message
+
+from ops.proto import text
 from ops.training.log import writing
 
 METRICS = ("iteration", "loss", "loss_last", "lr", "seconds", "images", "data_wait", "batch_digest")
@@ -78,6 +81,28 @@ class Table:
     ) -> None:
         with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
             self.close()
+
+
+def stays(path: Path, message: Message, solver: str) -> bool:
+    """Whether a file is left as it is: it says the same, maybe with a recipe's reasons, or is the solver given."""
+    with contextlib.suppress(OSError, ValueError):
+        return text.read(path, type(message)) == message or path.samefile(solver)
+    return False
+
+
+def keep_or_write(path: Path, message: Message, solver: str) -> None:
+    if not stays(path, message, solver):
+        text.write(path, message)
+
+
+def refuse_to_overwrite(folder: Path, texts: Mapping[str, Message], solver: str) -> None:
+    """FileExistsError where a run would write over a net or solver that no run has written."""
+    if (folder / "run.json").exists():
+        return
+    for name, message in texts.items():
+        if (folder / name).exists() and not stays(folder / name, message, solver):
+            advice = "is there already, no run wrote it, and this run would write its own: take another --run"
+            raise FileExistsError(errno.EEXIST, advice, str(folder / name))
 
 
 def refuse_another(folder: Path, advice: str = "--resume goes on with it, another --run NAME begins anew") -> None:

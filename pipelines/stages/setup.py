@@ -22,7 +22,6 @@ from ops.layers.inputs import unadvised
 from ops.net import Net, paths_of
 from ops.parallel import Group
 from ops.phases import select
-from ops.proto import text
 from ops.proto.caffe_pb2 import NetParameter
 from ops.solver import snapshot
 from ops.solver.solver import Solver
@@ -42,9 +41,11 @@ from pipelines.stages.run_folder import (
     METRICS,
     TESTS,
     Table,
+    keep_or_write,
     net_digest,
     read_json,
     refuse_another,
+    refuse_to_overwrite,
     solver_digest,
     write_json,
 )
@@ -187,6 +188,8 @@ class Setup:
     def snapshot_prefix(self) -> str:
         """Where snapshots go: where snapshot_prefix says, as Caffe, else into the run's folder."""
         if self.spec.snapshot_prefix:
+            if self.spec.snapshot_prefix.endswith("/"):
+                Path(self.spec.snapshot_prefix).mkdir(parents=True, exist_ok=True)
             prefix = snapshot.prefix_of(self.spec, self.job.solver)
             Path(prefix).parent.mkdir(parents=True, exist_ok=True)
             return prefix
@@ -237,13 +240,16 @@ class Setup:
             )
             self.closing.callback(feed.close)
             begin = self.record.get("iteration", 0) * parts * feed.batch if parts else 0
-            feed.seek(positions.get(layer.spec.name, begin))
-            feeds[layer.spec.name] = feed
+            key = layer.spec.name
+            while key in feeds:  # Caffe lets several layers have one name
+                key += "+"
+            feed.seek(positions.get(key, begin))
+            feeds[key] = feed
         return feeds
 
     def feed_options(self, phase: str) -> FeedOptions:
         """What was asked for; of a test, only how its records are read."""
-        given = self.job.feed
+        given = {**({} if self.job.shuffle is None else {"shuffle": self.job.shuffle}), **self.job.feed}
         return FeedOptions(**(given if phase == "TRAIN" else {name: given[name] for name in READING if name in given}))
 
     def elsewhere(self) -> Elsewhere | None:
@@ -286,6 +292,7 @@ class Setup:
         begun = self.record.get("iteration")
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
+            refuse_to_overwrite(self.folder, self.texts(), self.job.solver)
             self.note()
         opening = self.closing.enter_context
         self.log = opening(Log(self.folder / "train.log" if first else None, append=begun is not None))
@@ -350,8 +357,8 @@ class Setup:
 
     def describe(self) -> None:
         """The solver, the net and the options as they are used."""
-        keep_or_write(self.folder / "solver.prototxt", self.spec)
-        text.write(self.folder / "train.prototxt", self.written())
+        for name, message in self.texts().items():
+            keep_or_write(self.folder / name, message, self.job.solver)
         if self.net.report is not None:
             for path in self.first_weights():
                 self.log.line(f"Finetuning from {path}", where=TOOL)
@@ -359,27 +366,23 @@ class Setup:
                 self.log.line(f"Ignoring source layer {name}", where=NET)
         self.describe_model()
 
+    def texts(self) -> dict[str, Message]:
+        """The solver and the nets as the run's folder has them, by file."""
+        tests = {"test.prototxt": self.tests[0].net.spec} if self.tests else {}
+        used = self.tests[0].net if self.tests else self.net
+        trained = {"solver.prototxt": self.spec, "train.prototxt": self.written()}
+        return {**trained, "deploy.prototxt": deploy(used.spec, used.inputs), **tests}
+
     def describe_model(self) -> None:
-        """deploy.prototxt, and model.json: how images become its input, and where weights and classes are."""
+        """model.json: how images become its input, and where weights and classes are."""
         tested = self.tests[0] if self.tests else None
         net = tested.net if tested is not None else self.net
-        keep_or_write(self.folder / "deploy.prototxt", deploy(net.spec, net.inputs))
-        if tested is not None:
-            text.write(self.folder / "test.prototxt", net.spec)
         facts = {**model_facts(net, self.folder), "digests": self.digests}
         facts["test_net"] = "test.prototxt" if tested is not None else None
         beside = tested.definition.folder if tested is not None else None
         facts["beside"] = None if beside is None else str(beside.resolve())
         facts |= self.best.facts()
         write_json(self.folder / "model.json", facts)
-
-
-def keep_or_write(path: Path, message: Message) -> None:
-    """Write a text; one that says the same already stays, with the reasons that a recipe has behind its lines."""
-    with contextlib.suppress(OSError, ValueError):
-        if text.read(path, type(message)) == message:
-            return
-    text.write(path, message)
 
 
 def multiplied(spec: NetParameter, factor: float) -> NetParameter:

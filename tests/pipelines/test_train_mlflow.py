@@ -10,6 +10,7 @@ from itertools import count
 import pytest
 
 from ops.training import tracking
+from pipelines import worker
 from pipelines.__main__ import main
 from pipelines.stages.run_folder import read_json
 from pipelines.stages.setup import Place, Training
@@ -88,6 +89,7 @@ def lose(store):
 def test_a_store_that_is_lost_costs_one_warning_and_no_training(folder, monkeypatch):
     monkeypatch.setattr(tracking, "TELL_EVERY", 0.01)
     monkeypatch.setattr(tracking, "AGAIN", 0.01)
+    monkeypatch.setattr(worker, "SETTLE_SECONDS", 0.0)  # it reports each iteration
     path, said = Case(NET, TESTED).write(folder), []
 
     def see(told):
