@@ -128,23 +128,22 @@ class Serve(NetOptions):
         import pipelines
         from cluster.connect import connected
         from cluster.errors import unwrap
-        from pipelines.stages import serving_book
 
-        options = self.front(settings, token)
+        options, stays = self.front(settings, token), False
         with connected(settings, packages=(ops, cluster, pipelines)) as connection, sigterm_as_ctrl_c():
             try:
                 entry = self.begin(options, settings, model, connection)
                 seconds = time.monotonic() - began
                 self.tell_begun(entry, options, seconds)
                 if not connection.owned:
-                    return {**self.described(entry, model), "ready_s": round(seconds, 3)}
+                    told, stays = {**self.described(entry, model), "ready_s": round(seconds, 3)}, True
+                    return told
                 wait_for_the_end()
             except BaseException as error:
-                serving_book.forget(self.name, options.instance)
-                self.clear()
                 raise unwrap(error) from error
-            serving_book.forget(self.name, options.instance)
-            self.clear()
+            finally:
+                if not stays:
+                    self.clear(options.instance)
         return {"server": entry.url, "name": entry.name, "ready_s": round(seconds, 3), "ended": True}
 
     def tell_begun(self, entry: Entry, options: FrontOptions, seconds: float) -> None:
@@ -189,16 +188,20 @@ class Serve(NetOptions):
         replicas = deploy.replicas_for(settings, connection, gpu=self.gpu)
         return deploy.deploy(Replica, (model, replicas.threads, replicas.gpu), name=self.name, replicas=replicas)
 
-    def clear(self) -> None:
-        from cluster import deploy
-
+    def clear(self, instance: str) -> None:
         with interrupts_ignored():
+            from cluster import deploy
+            from pipelines.stages import serving_book
+
+            serving_book.forget(self.name, instance)
             deploy.remove(self.name)
 
     # -- one that runs ---------------------------------------------------------------------------------------------
 
     def replace(self, there: Entry, settings: Config, model: Served, began: float) -> dict[str, Any]:
         """Give the server that runs another model."""
+        from ray.exceptions import RayError
+
         import cluster
         import ops
         import pipelines
@@ -221,7 +224,7 @@ class Serve(NetOptions):
                 app = self.deploy(settings, model, connection)
                 serving_front.take(front, app)
                 deploy.retire(self.name, app)
-            except RuntimeError as error:
+            except (RuntimeError, RayError) as error:
                 raise unwrap(error) from error
         seconds = time.monotonic() - began
         say(f"serve: {there.url} answers with the new model ({duration(seconds)})")
@@ -244,8 +247,6 @@ class Serve(NetOptions):
 
     def end(self) -> dict[str, Any]:
         """--stop: ask the process that Ray belongs to, or take the server off the cluster."""
-        from cluster import config, deploy
-        from cluster.connect import connected
         from pipelines.stages import serving_book
 
         entry = serving_book.read(self.name)
@@ -254,20 +255,42 @@ class Serve(NetOptions):
             raise ValueError(
                 f"no server '{self.name}' runs on this machine" + (f"; there is {listed}" if listed else "")
             )
-        alive = serving_book.still(entry)
-        if alive and entry.pid:
-            os.kill(entry.pid, signal.SIGTERM)
-            until = time.monotonic() + STOPPING
-            while serving_book.process_lives(entry.pid) and time.monotonic() < until:
-                time.sleep(0.1)
-            if serving_book.process_lives(entry.pid):
-                raise RuntimeError(f"{entry.url}: process {entry.pid} has not ended within {STOPPING:.0f} s")
-        elif alive:
-            settings = config.load(self.config, self.set).model_copy(update={"address": entry.address})
-            with connected(settings):
-                deploy.remove(self.name)
+        there = self.end_process(entry) if entry.pid else self.take_off(entry)
         serving_book.forget(entry.name, entry.instance)
-        return {"server": entry.url, "name": entry.name, "stopped": alive}
+        return {"server": entry.url, "name": entry.name, "stopped": there}
+
+    def end_process(self, entry: Entry) -> bool:
+        """End the process that a server's Ray belongs to; whether it was there."""
+        from pipelines.stages import serving_book
+
+        if not serving_book.still(entry):
+            if serving_book.process_lives(entry.pid):
+                told = f"{entry.url}: does not answer, but process {entry.pid} lives"
+                file = serving_book.folder() / f"{entry.name}.json"
+                raise RuntimeError(f"{told}: try again, or end it with `kill`; if it is no server, delete {file}")
+            return False
+        os.kill(entry.pid, signal.SIGTERM)
+        until = time.monotonic() + STOPPING
+        while serving_book.process_lives(entry.pid) and time.monotonic() < until:
+            time.sleep(0.1)
+        if serving_book.process_lives(entry.pid):
+            raise RuntimeError(f"{entry.url}: process {entry.pid} has not ended within {STOPPING:.0f} s")
+        return True
+
+    def take_off(self, entry: Entry) -> bool:
+        """Take a server off somebody else's cluster, also one that is too busy to answer; whether it was there."""
+        from cluster import config, deploy
+        from cluster.connect import connected
+        from pipelines.stages import serving_book
+
+        if serving_book.refused(entry.address) and not entry.alive():
+            return False  # the cluster has ended, and the server with it
+        settings = config.load(self.config, self.set).model_copy(update={"address": entry.address})
+        with connected(settings):
+            there = deploy.find_front(self.name) is not None or bool(deploy.versions(self.name))
+            if there:
+                deploy.remove(self.name)
+        return there
 
     def write(self, file: Path, settings: Config, model: Served) -> dict[str, Any]:
         """--build."""

@@ -160,16 +160,30 @@ class Batches:
             self.start()
 
     async def again(self, batch: list[Item]) -> None:
-        """Put the pictures of a lost call back in front."""
+        """Give up what was lost too often, and put the other pictures of a lost call back in front after a pause."""
         self.retried += len(batch)
-        await asyncio.sleep(PAUSE * 2 ** min(item.losses for item in batch))
-        for item in reversed(batch):
+        losses = min(item.losses for item in batch)
+        left: list[Item] = []
+        for item in batch:
             item.losses += 1
+            if item.done.done():
+                continue
             if item.losses >= MOST_LOSSES:
-                if not item.done.done():
-                    item.done.set_exception(LostError("the model stopped again and again while it had this picture"))
+                item.done.set_exception(LostError("the model stopped again and again while it had this picture"))
             else:
-                self.waiting.appendleft(item)
+                left.append(item)
+        if not left:
+            return
+        pause = PAUSE * 2**losses
+        if losses < ALONE_AFTER:  # the place stays taken: what waits would be lost with the same replica
+            await asyncio.sleep(pause)
+            self.back(left)
+        else:
+            asyncio.get_running_loop().call_later(pause, self.back, left)
+
+    def back(self, items: list[Item]) -> None:
+        self.waiting.extendleft(reversed(items))
+        self.start()
 
     async def close(self) -> None:
         for task in list(self.tasks):

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import socket
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 BUSY = 30.0  # seconds that a server whose process lives may take to answer
+PATIENCE = 5.0  # seconds for one on somebody else's cluster
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,11 @@ def running(name: str) -> Entry | None:
     return found if found is not None and still(found) else None
 
 
-def still(entry: Entry, patience: float = 5.0) -> bool:
+def still(entry: Entry, patience: float | None = None) -> bool:
     """Whether a server answers; one that is busy, or whose front was killed, is waited for while its process lives."""
-    until = time.monotonic() + (max(patience, BUSY) if entry.pid else patience)
+    if patience is None:
+        patience = BUSY if entry.pid else PATIENCE
+    until = time.monotonic() + patience
     while not entry.alive():
         if time.monotonic() > until or (entry.pid and not process_lives(entry.pid)):
             return False
@@ -106,6 +110,18 @@ def process_lives(pid: int) -> bool:
         return False
     except OSError:  # another user's, or a system without /proc
         return True
+
+
+def refused(address: str) -> bool:
+    """Whether nobody listens at host:port; what does not answer in time may be busy."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def listed() -> list[Entry]:

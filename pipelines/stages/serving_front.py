@@ -108,16 +108,22 @@ class Asker:
     async def look(self) -> None:
         """Find the model, and go on looking whether it answers."""
         while True:
+            handle = self.handle
             try:
                 if not self.service.ready:
                     await self.find()
-                if self.handle is not None:
-                    await asyncio.wait_for(self.handle.describe.remote(), LOOK_PATIENCE)
-                    self.service.ready = True
-                    self.service.batches.at_once = AT_ONCE * await asyncio.to_thread(self.count)
+                handle = self.handle
+                if handle is not None:
+                    await asyncio.wait_for(handle.describe.remote(), LOOK_PATIENCE)
+                    if handle is self.handle:  # else it was replaced meanwhile
+                        self.service.ready = True
+                        replicas = await asyncio.to_thread(self.count)
+                    if handle is self.handle:
+                        self.service.batches.at_once = AT_ONCE * replicas
             except (*LOST, TimeoutError, raised.RayError, unserved.RayServeException) as error:
-                self.service.ready = False
-                log.warning("the model does not answer: %s", type(error).__name__)
+                if handle is self.handle:
+                    self.service.ready = False
+                    log.warning("the model does not answer: %s", type(error).__name__)
             self.service.count()
             await asyncio.sleep(LOOK_EVERY if self.handle is not None else LOOK_EVERY / 10)
 
@@ -258,7 +264,11 @@ def start(options: FrontOptions) -> Any:
     return deploy.find_front(options.name) or deploy.start_front(Front, options, name=options.name)
 
 
-def take(front: Any, app: str, *, patience: float = 60.0) -> None:
-    """Let a front take version `app` of the model."""
-    ray.get(front.take.remote(app), timeout=patience)
-    ray.get(front.state.remote(), timeout=patience)
+def take(front: Any, app: str, *, patience: float = 2 * FIRST_PATIENCE + 10) -> None:
+    """Let a front take version `app` of the model: it may first have to give up an older one that hangs."""
+    try:
+        ray.get(front.take.remote(app), timeout=patience)
+        ray.get(front.state.remote(), timeout=patience)
+    except TimeoutError as error:
+        told = f"{app}: the server has not taken this model in time"
+        raise RuntimeError(f"{told}; the machine may be busy: run the same command again") from error

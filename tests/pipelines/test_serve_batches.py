@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 
 import pytest
 
@@ -50,7 +52,7 @@ async def turns():
 
 
 def run(test):
-    asyncio.run(asyncio.wait_for(test(), 20))
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 def test_an_idle_model_gets_a_picture_at_once():
@@ -58,7 +60,7 @@ def test_an_idle_model_gets_a_picture_at_once():
         model = Model()
         (answer,) = await over(model).ask(("classify",), [b"abc"], 5)
         assert answer["length"] == 3
-        assert 0 <= answer["waiting"] < 20
+        assert 0 <= answer["waiting"] < 5
         assert model.calls == [[b"abc"]]
 
     run(test)
@@ -146,6 +148,42 @@ def test_a_picture_that_kills_replicas_takes_no_other_with_it():
         with pytest.raises(LostError, match="again and again"):
             await bad
         assert [one["length"] for one in await good + await more] == [1, 2, 4]
+
+    run(test)
+
+
+def test_pauses_grow_and_what_is_given_up_is_told_at_once(monkeypatch):
+    monkeypatch.setattr("pipelines.stages.serving_batches.PAUSE", 0.05)
+
+    async def test():
+        model, times = Model(kills=[b"bad"]), []
+
+        async def timed(key, pictures, top):
+            times.append(time.perf_counter())
+            return await model(key, pictures, top)
+
+        with pytest.raises(LostError):
+            await over(timed).ask(("classify",), [b"bad"], 1)
+        times.append(time.perf_counter())
+        pauses = [after - before for before, after in itertools.pairwise(times)]
+        assert all(one > 0.9 * least for one, least in zip(pauses, [0.05, 0.1, 0.2, 0.4, 0.8, 0], strict=True))
+        assert pauses[-1] < 1  # the pause that would come next is 1.6
+
+    run(test)
+
+
+def test_pictures_that_kill_replicas_keep_no_other_from_the_model_while_they_pause(monkeypatch):
+    monkeypatch.setattr("pipelines.stages.serving_batches.PAUSE", 0.05)
+
+    async def test():
+        batches = over(Model(kills=[b"bad", b"worse"]))
+        bad = [asyncio.create_task(batches.ask(("classify",), [one], 1)) for one in (b"bad", b"worse")]
+        await turns()
+        assert batches.running == batches.at_once
+        assert [one["length"] for one in await batches.ask(("classify",), [b"1", b"22"], 1)] == [1, 2]
+        assert not any(one.done() for one in bad)
+        assert [type(one) for one in await asyncio.gather(*bad, return_exceptions=True)] == [LostError] * 2
+        assert (batches.running, batches.bytes, len(batches.waiting)) == (0, 0, 0)
 
     run(test)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -13,14 +14,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import requests
 
+from cluster import deploy
 from ops import net as nets
 from ops import weights
 from pipelines.serve import Serve
+from pipelines.stages import serving_book, serving_front
 from pipelines.stages.serving_model import served
 from pipelines.stages.serving_replica import Replica
 from tests.pipelines.serving import (
@@ -32,6 +36,7 @@ from tests.pipelines.serving import (
     front_pid,
     replica_pid,
     scores_of,
+    second_front,
     serving,
 )
 
@@ -132,8 +137,6 @@ def test_a_replacement_costs_no_request_and_every_answer_is_of_one_model(server,
 
 
 def test_a_model_that_cannot_start_leaves_the_one_that_runs(server, hat):
-    from cluster import deploy
-
     digest = server.get("/v1/model").json()["weights_digest"]
     broken = dataclasses.replace(served(Serve(**server.options)), digest="another")
     replicas = deploy.Replicas(1, 1, 1, 1, False)
@@ -154,6 +157,65 @@ def test_a_killed_front_is_back_within_seconds(server, hat):
     assert front_pid("killed") != killed
     answer = server.post("/v1/classify?top=6", hat)
     assert answer.json()["weights_digest"] == server.get("/v1/model").json()["weights_digest"]
+
+
+class Look(serving_front.Asker):
+    """Looks after its model once, and finds it gone; `meanwhile` happens while it waits for the answer."""
+
+    def __init__(self, meanwhile):
+        self.service = SimpleNamespace(ready=True, count=lambda: None, batches=SimpleNamespace(at_once=2))
+        self.meanwhile, self.handle = meanwhile, SimpleNamespace(describe=SimpleNamespace(remote=self.gone))
+
+    async def gone(self):
+        self.meanwhile(self)
+        raise TimeoutError
+
+    async def once(self) -> bool:
+        """Whether it is ready then."""
+        looking = asyncio.create_task(self.look())
+        await asyncio.sleep(0.1)
+        looking.cancel()
+        return self.service.ready
+
+
+def test_a_model_that_was_replaced_does_not_make_the_new_one_unready():
+    assert not asyncio.run(Look(lambda front: None).once())
+    assert asyncio.run(Look(lambda front: setattr(front, "handle", object())).once())
+
+
+def test_a_front_that_does_not_take_a_model_in_time_is_told_in_one_line(server):
+    with second_front(server, "slow"), pytest.raises(RuntimeError, match=r"^cortado\.killed\.\d+: .* run the same"):
+        serving_front.take(deploy.find_front("slow"), deploy.newest("killed"), patience=0)
+
+
+def test_a_server_on_a_cluster_is_stopped_though_it_is_too_busy_to_answer(server):
+    with second_front(server, "deaf") as deaf:
+        address = serving_book.read("killed").address
+        serving_book.write(serving_book.Entry("deaf", "127.0.0.1", free_port(), "deaf", address, 0))
+        assert Serve(name="deaf", stop=True).run()["stopped"]
+        assert deploy.find_front("deaf") is None
+        with pytest.raises(requests.ConnectionError):
+            deaf.get("/healthz")
+    with pytest.raises(ValueError, match="no server 'deaf' runs"):
+        Serve(name="deaf", stop=True).run()
+
+
+def test_what_is_left_of_a_server_whose_cluster_has_ended_is_forgotten():
+    serving_book.write(serving_book.Entry("left", "127.0.0.1", free_port(), "", f"127.0.0.1:{free_port()}", 0))
+    assert not Serve(name="left", stop=True).run()["stopped"]
+    assert serving_book.read("left") is None
+
+
+def test_a_process_that_does_not_answer_is_told_and_not_forgotten(monkeypatch):
+    monkeypatch.setattr(serving_book, "BUSY", 0.5)
+    entry = serving_book.Entry("mute", "127.0.0.1", free_port(), "", "", os.getpid())
+    serving_book.write(entry)
+    try:
+        with pytest.raises(RuntimeError, match=f"does not answer, but process {os.getpid()} lives: try again"):
+            Serve(name="mute", stop=True).run()
+        assert serving_book.read("mute") == entry
+    finally:
+        serving_book.forget("mute", entry.instance)
 
 
 @contextlib.contextmanager
