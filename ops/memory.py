@@ -33,7 +33,7 @@ def keep_freed() -> bool:
     It is glibc's setting and for the whole process: its memory stays at the most that it ever took. Variables as
     MALLOC_TRIM_THRESHOLD_ in the environment say that the user decides.
     """
-    if any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ):
+    if user_decides():
         return False
     try:
         library = ctypes.CDLL(None)
@@ -43,6 +43,17 @@ def keep_freed() -> bool:
         return all(library.mallopt(parameter, value) for parameter, value in settings)
     except (OSError, AttributeError):
         return False
+
+
+def keep_memory() -> dict[str, str]:
+    """KEEP_MEMORY without what the environment says already; nothing where the user decides, as in `keep_freed`."""
+    if user_decides():
+        return {}
+    return {name: value for name, value in KEEP_MEMORY.items() if name not in os.environ}
+
+
+def user_decides() -> bool:
+    return any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ)
 
 
 def available() -> int | None:

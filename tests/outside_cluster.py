@@ -5,26 +5,15 @@ Prints the address, and the dashboard's URL where one is asked for, then obeys l
 node away as a power cut would. Ends with stdin.
 """
 
-import contextlib
-import random
-import socket
 import sys
 import tempfile
 from pathlib import Path
 
+from ports import free_port  # run as a script: its own folder is on the path
 from ray.cluster_utils import Cluster
 
 STORE = 100_000_000  # bytes a node
 NOTICE = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-
-
-def free_port() -> int:
-    """One that no process is given by chance before the dashboard takes it."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as trial, contextlib.suppress(OSError):
-            trial.bind(("127.0.0.1", port))
-            return port
 
 
 def main(nodes: int, cpus: int, dashboard: bool) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ops import shared_blobs
 from ops.feed.loader import AHEAD
-from ops.memory import KEEP_MEMORY
+from ops.memory import keep_memory
 from pipelines.job import say
 from pipelines.stages.build import LONG_ENOUGH, Watch, named, take
 from pipelines.stages.extracting import ExtractFeatures, Part
@@ -120,7 +120,8 @@ def environment(setup: Setup) -> dict[str, Any]:
     """How an actor's process is to be started; one with settings of its own takes a second longer, so small nets have
     none."""
     largest = 4 * max(math.prod(shape) for shape in setup.net(setup.batch).shapes.values())
-    return {"runtime_env": {"env_vars": KEEP_MEMORY}} if largest > LARGE else {}
+    settings = keep_memory() if largest > LARGE else {}
+    return {"runtime_env": {"env_vars": settings}} if settings else {}
 
 
 def dataset(output: FeatureOutput, setup: Setup, blobs: Any, pool: Pool, pending: list[int], *, gpu: bool) -> Any:

@@ -42,9 +42,8 @@ def held(lock: Path, *, patience: float = 0.0) -> Iterator[None]:
 def locked(lock: Path) -> IO[str] | None:
     """The open lock file, ours now; None where somebody has it."""
     try:
-        file = lock.open("a+")
-    except FileNotFoundError:  # whoever had it took the folder away with it
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = opened(lock)
+    except FileNotFoundError:  # the folder went away a second time
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,3 +58,11 @@ def locked(lock: Path) -> IO[str] | None:
             return file
     file.close()  # whoever had it took the file away in between
     return None
+
+
+def opened(lock: Path) -> IO[str]:
+    try:
+        return lock.open("a+")
+    except FileNotFoundError:  # whoever had it took the folder away with it
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return lock.open("a+")

@@ -19,7 +19,7 @@ from cluster.errors import unwrap
 from cluster.scaling import TrainPool, places
 from ops import user_frames
 from ops.custom import Code
-from ops.memory import KEEP_MEMORY
+from ops.memory import keep_memory
 from ops.parallel import Group
 from pipelines.job import say
 from pipelines.stages import scoring
@@ -151,7 +151,7 @@ def test_on_ray(
             num_cpus=cpus_per_worker,
             num_gpus=int(gpu),
             max_concurrency=2,
-            runtime_env={"env_vars": KEEP_MEMORY},
+            runtime_env={"env_vars": keep_memory()},
             scheduling_strategy=PlacementGroupSchedulingStrategy(room),
         )
         hired = [kind.remote(os.getcwd()) for _ in range(workers)]

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.memory import KEEP_MEMORY
+from ops.memory import keep_memory
 from pipelines.job import say
 from pipelines.stages import ray_checkpoints
 from pipelines.stages.held import held
@@ -115,6 +115,12 @@ class Messages:
         with (self.folder / "events.jsonl").open("a") as file:
             file.write(json.dumps(told) + "\n")
 
+    def sign_once(self, line: str) -> None:
+        """A line for the user, unless the run has told it already, be it before a worker was lost."""
+        sign, events = {"event": "sign", "lines": [line]}, self.folder / "events.jsonl"
+        if not events.exists() or json.dumps(sign) not in events.read_text().splitlines():
+            self.report(sign)
+
     def fail(self, told: str, trace: str = "") -> None:
         """Why the run cannot go on, however often it is begun again."""
         write_json(self.folder / "failure.json", {"told": told, "trace": trace})
@@ -156,7 +162,7 @@ def work(config: dict[str, Any]) -> dict[str, Any] | None:
         messages.report({"event": "begin", "world": world, "pid": os.getpid()})
         (messages.folder / "began").touch()
         if place.data_where != config["data_where"]:
-            messages.report({"event": "sign", "lines": [READ_THEMSELVES]})
+            messages.sign_once(READ_THEMSELVES)
     checkpoints = Checkpoints(
         place.group, place.device, lambda line: messages.report({"event": "sign", "lines": [line]})
     )
@@ -257,7 +263,7 @@ def train_on_ray(
             name=name,  # one of its own: Ray would resume a run of the same name unasked
             storage_path=str(storage),
             failure_config=FailureConfig(max_failures=max_failures),
-            worker_runtime_env={"env_vars": KEEP_MEMORY},
+            worker_runtime_env={"env_vars": keep_memory()},
             logging_config=quiet(),
         ),
     )

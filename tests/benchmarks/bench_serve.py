@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from pipelines.stages.serving_load import Connection, Load, Target, press
 from pipelines.stages.serving_model import Classifier, served
 from tests.benchmarks.common import PROJECT, cortado, row, workplace
 from tests.benchmarks.pictures import pictures
+from tests.ports import free_port
 
 CLIENTS, BATCH, WARM_UP = 64, 32, 1.0  # seconds before the clock
 SECONDS = float(os.environ.get("BENCH_SECONDS", "15"))
@@ -39,12 +39,6 @@ FLAGS = {
 }
 READY = 120.0  # seconds
 PEERS = {"fastapi": "plain FastAPI", "serve": "Ray Serve's example"}
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def options_of(name: str, folder: Path) -> dict[str, Any]:

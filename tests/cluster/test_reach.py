@@ -8,6 +8,7 @@ import time
 import pytest
 
 from cluster.reach import is_here, probe
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -25,11 +26,6 @@ def web_server():
     yield server.server_address[1]
     server.shutdown()
     server.server_close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def test_nobody_listens():

@@ -102,11 +102,13 @@ def at_each(run: str | Path, iterations: list[int], act: Callable[[], None], *, 
         before = {one.pid for one in workers_there()}
         act()
         deadline = time.monotonic() + 200
-        while {one.pid for one in workers_there()} & before and not ended() and time.monotonic() < deadline:
+        while {one.pid for one in workers_there()} & before and not ended():
+            assert time.monotonic() < deadline, "the workers that were to end are still there"
             lost = max(lost, reached(run))
             time.sleep(0.05)
         lost, old = max(lost, reached(run)), told_at(run)
-        while told_at(run) == old and not ended() and time.monotonic() < deadline:  # what it says is of those before
+        while told_at(run) == old and not ended():  # what it says is of those before
+            assert time.monotonic() < deadline, "no other workers have begun to train"
             time.sleep(0.05)
 
 

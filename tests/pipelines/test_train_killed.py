@@ -77,7 +77,8 @@ def reached(folder: Path, name: str) -> int:
 
 def wait_for(folder: Path, name: str, iteration: int, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while reached(folder, name) < iteration and process.poll() is None and time.monotonic() < deadline:
+    while reached(folder, name) < iteration and process.poll() is None:
+        assert time.monotonic() < deadline, f"the run has come to {reached(folder, name)} only"
         time.sleep(0.005)
 
 

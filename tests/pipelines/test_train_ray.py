@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipelines.stages import ray_training
-from pipelines.stages.clock import limit
+from pipelines.stages.clock import ADVICE, KINDS, limit
 from pipelines.stages.held import held
 from pipelines.train import Train
 from tests.pipelines.ray_trainings import begin, blobs, digests, distance, golden_files, once, rows, solver, train
@@ -120,7 +120,9 @@ def test_the_best_weights_and_an_early_end_are_those_of_a_run_without_ray(ray_se
     alone = here(tested, "here", weights="init_cls.caffemodel", **options)
     assert ("patience" in options) == alone["stopped"] == (alone["iterations"] < 40), "the case tells nothing"
     for workers in (1, 2):
+        began = time.monotonic()
         result = train(tested, f"run{workers}", workers, weights="init_cls.caffemodel", **options)
+        whole = time.monotonic() - began
         for key in ("iterations", "stopped"):
             assert result[key] == alone[key]
         assert result["best"]["iteration"] == alone["best"]["iteration"]
@@ -131,15 +133,21 @@ def test_the_best_weights_and_an_early_end_are_those_of_a_run_without_ray(ray_se
         assert distance(blobs(kept), blobs(expected)) < 1e-5
         for old in Path().glob("mine_*_iter_*"):
             old.unlink()
-    the_end_says_where_the_time_went_and_what_limits(result, Train(solver=tested).render(result))
+    the_end_says_where_the_time_went_and_what_limits(result, Train(solver=tested).render(result), whole)
     assert capsys.readouterr().err.count("started in ") == 3
 
 
-def the_end_says_where_the_time_went_and_what_limits(result, page):
+def the_end_says_where_the_time_went_and_what_limits(result, page, whole):
     seconds = result["time"]
     assert min(seconds["start"], seconds["step"], seconds["test"]) > 0
     assert seconds["lost"] == 0
+    assert set(seconds) == set(KINDS)
+    assert min(seconds.values()) >= 0
+    assert whole / 2 < sum(seconds.values()) < whole + 0.5
     assert result["limited_by"] == limit(seconds)
+    [kind] = [kind for kind in KINDS if result["limited_by"].startswith(ADVICE[kind].partition("{")[0])]
+    of = sum(seconds.values()) - (kind != "start") * seconds["start"]
+    assert f" {100 * seconds[kind] / of:.0f} % of the time" in result["limited_by"]
     assert list(result["started"]) == ["imports", "ray_init", "fit", "set_up", "first_batch", "first_step"]
     shown = " ".join(str(cell) for column in page.columns for cell in column.cells)
     assert "start-up " in shown

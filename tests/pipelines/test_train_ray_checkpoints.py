@@ -86,3 +86,11 @@ def test_links_are_made_anew_and_where_there_can_be_none_point(tmp_path, monkeyp
             f"net_iter_7.{kind}": kind for kind in ("caffemodel", "solverstate", "json")
         }
     assert (third / "net_iter_7.json").is_symlink()
+
+
+def test_of_a_snapshot_that_is_gone_nothing_is_left(tmp_path):
+    for kind in ("caffemodel", "solverstate"):
+        (tmp_path / f"net_iter_7.{kind}").write_text(kind)
+    with pytest.raises(FileNotFoundError):
+        link(Names.of(tmp_path / "net", 7, "BINARYPROTO"), tmp_path / "iter_7")
+    assert not (tmp_path / "iter_7").exists()

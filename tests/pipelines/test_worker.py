@@ -264,7 +264,9 @@ def test_torchrun_stops_with_a_snapshot_at_a_signal_and_goes_on(tmp_path):
     options = ["pipelines.worker", "--solver", "solver.prototxt", "--folder", "run", "--resume"]
     process = torchrun(2, *options, cwd=tmp_path)
     deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("run/solver_iter_50.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("run/solver_iter_50.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no snapshot was written"
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=240)

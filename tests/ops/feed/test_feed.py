@@ -200,6 +200,7 @@ def test_digests_of_the_parts_add_up_and_see_every_change(db, tmp_path):
 
 
 def test_waiting_is_measured(db, monkeypatch):
+    monkeypatch.setattr(record_tops, "TOGETHER", 0)  # each batch is filled by itself
     with open_feed(data_layer(db, 2), "TRAIN", seed=1, ahead=1, threads=1) as feed:
         read = feed.tops.source.read
 

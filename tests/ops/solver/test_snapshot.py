@@ -602,7 +602,7 @@ def test_other_threads_run_on_while_a_snapshot_is_written(tmp_path, form):
             now = time.perf_counter()
             gaps.append(now - last)
             last = now
-    assert max(gaps) < max(0.5, (last - began) / 4)  # the second: of a machine where all takes long
+    assert max(gaps) < min(1.5, max(0.5, (last - began) / 4))  # the quarter: of a machine where all takes long
 
 
 def test_the_thread_ends_with_the_snapshotter(tmp_path):

@@ -1,4 +1,4 @@
-"""Which errors of a worker are another worker's loss, after which all begin again, and which end the run."""
+"""Which errors of a worker are another worker's loss, after which all begin again, and which end the run; who reads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import ray
 import torch.distributed as dist
 
-from pipelines.stages.ray_training import lost_another
+from pipelines.stages.ray_training import READ_THEMSELVES, Messages, lost_another, who_reads
 
 PAIR = """
 import os, sys, time
@@ -73,3 +74,25 @@ def test_other_errors_are_the_runs_own(error, lost):
     told = ValueError("net: layer 'a': what it met")
     told.__cause__ = error
     assert lost_another(told) == lost
+
+
+@pytest.mark.parametrize(
+    ("there", "reads"),
+    [({"CPU": 5.0}, "cluster"), ({"CPU": 4.0}, "worker"), ({"CPU": 2.0}, "worker"), ({"GPU": 1.0}, "worker")],
+)
+def test_workers_read_themselves_where_they_have_taken_every_cpu(monkeypatch, there, reads):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    assert who_reads("cluster", 4) == reads
+    assert who_reads("worker", 4) == "worker"
+
+
+def test_a_run_says_once_that_its_workers_read_themselves(tmp_path):
+    driver = Messages(tmp_path)
+    driver.begin()
+    for _ in range(3):  # each time that workers begin
+        worker = Messages(tmp_path)
+        worker.report({"event": "begin", "world": 2, "pid": 1})
+        worker.sign_once(READ_THEMSELVES)
+    told = list(driver.news())
+    assert [one["event"] for one in told] == ["begin", "sign", "begin", "begin"]
+    assert told[1]["lines"] == [READ_THEMSELVES]
