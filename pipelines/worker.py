@@ -111,9 +111,9 @@ class Loop:
                 self.snapshot()
         done = self.solver.iteration
         self.settle()
-        names = [f"{self.s.prefix}_iter_{done}.solverstate{ending}" for ending in ENDINGS.values()]
-        nothing_done = done == first and not any(Path(name).exists() for name in names)
-        if self.spec.snapshot_after_train and (self.spec.snapshot <= 0 or done % self.spec.snapshot or nothing_done):
+        states = [Path(f"{self.s.prefix}_iter_{done}.solverstate{ending}") for ending in ENDINGS.values()]
+        here = done > first or any(state.exists() for state in states)  # where the solver takes one at this iteration
+        if self.spec.snapshot_after_train and (self.spec.snapshot <= 0 or done % self.spec.snapshot or not here):
             self.snapshot()
         if self.stopped:
             self.log.line("Optimization stopped early.")

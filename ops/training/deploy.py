@@ -9,6 +9,7 @@ from ops.proto.caffe_pb2 import LayerParameter, NetParameter
 
 INSIDE = {"SoftmaxWithLoss": "Softmax", "InfogainLoss": "Softmax", "SigmoidCrossEntropyLoss": "Sigmoid"}
 ENDS = ("Accuracy", "Silence", "HDF5Output")
+DERIVED = "to use: pictures in, as the data layer of"  # in the heading of such a net that a recipe wrote
 OF_TRAINING = ("include", "exclude", "loss_weight", "phase", "blobs")
 
 

@@ -17,7 +17,7 @@ from ops import net as nets
 from ops import weights, zoo
 from ops.net import Net
 from ops.proto.caffe_pb2 import NetParameter, SolverParameter
-from ops.training.deploy import deploy
+from ops.training.deploy import DERIVED, deploy
 from ops.training.nets import read_solver
 from pipelines.stages.recipe_data import Pictures
 from pipelines.stages.recipe_net import Fitted, Wanted, fit
@@ -103,7 +103,7 @@ def cook(
         FILES[1]: annotated(
             deploy(last.spec, last.inputs),
             {},
-            f"{net.name or called} to use: pictures in, as the data layer of {folder / FILES[0]} makes them",
+            f"{net.name or called} {DERIVED} {folder / FILES[0]} makes them",
         ),
         FILES[2]: solver(folder, data, fitted, times, base_lr=base_lr, example=example, finetune=finetune),
     }

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -24,6 +25,7 @@ from typing import IO, Any
 from google.protobuf.message import Message
 
 from ops.proto import text
+from ops.training.deploy import DERIVED
 from ops.training.log import writing
 
 METRICS = ("iteration", "loss", "loss_last", "lr", "seconds", "images", "data_wait", "batch_digest")
@@ -95,14 +97,22 @@ def keep_or_write(path: Path, message: Message, solver: str) -> None:
         text.write(path, message)
 
 
+def derived(path: Path) -> bool:
+    """Whether a recipe made it of its net: then it is made anew of what the net has become."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        heading = takewhile(lambda line: line.startswith("# "), file)
+        return DERIVED in " ".join(line[2:].strip() for line in heading)
+
+
 def refuse_to_overwrite(folder: Path, texts: Mapping[str, Message], solver: str) -> None:
     """FileExistsError where a run would write over a net or solver that no run has written."""
     if (folder / "run.json").exists():
         return
     for name, message in texts.items():
-        if (folder / name).exists() and not stays(folder / name, message, solver):
+        path = folder / name
+        if path.exists() and not stays(path, message, solver) and not derived(path):
             advice = "is there already, no run wrote it, and this run would write its own: take another --run"
-            raise FileExistsError(errno.EEXIST, advice, str(folder / name))
+            raise FileExistsError(errno.EEXIST, advice, str(path))
 
 
 def refuse_another(folder: Path, advice: str = "--resume goes on with it, another --run NAME begins anew") -> None:

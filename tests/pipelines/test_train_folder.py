@@ -44,6 +44,14 @@ def test_a_run_writes_over_no_net_of_the_user_s(folder):
     assert len(rows(folder)) == LAST + 2
 
 
+def test_the_net_to_use_of_a_recipe_follows_the_net_that_was_changed(folder):
+    path = Case().write(folder)
+    heading = "# tiny to use: pictures in,\n# as the data layer of net.prototxt makes them\n"
+    (folder / "deploy.prototxt").write_text(f"{heading}{net(CONV)}")
+    run(path, ".")
+    assert 'name: "ip"' in (folder / "deploy.prototxt").read_text()
+
+
 def test_a_prefix_that_ends_in_a_slash_is_a_folder(folder):
     run(Case().write(folder, snapshot_prefix="snaps/", snapshot=5), "run")
     assert (folder / "snaps" / f"solver_iter_{LAST}.caffemodel").exists()
