@@ -251,7 +251,7 @@ def test_no_filler_passes_the_check():
     check(None, (2, 3))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(EACH[:-1]), st.lists(st.integers(3, 6), min_size=1, max_size=5), st.booleans())
 def test_every_element_of_any_shape_is_written(text, shape, transposed):
     blob = torch.full(shape, math.nan)

@@ -193,7 +193,7 @@ def test_reduced_decoding_is_imreads_reduced_flag(odd, factor):
 @given(
     st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 400), st.integers(1, 400), st.sampled_from((None, 1, 6))
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_reduced_picture_is_at_least_as_large_as_the_target_unless_the_whole_one_is_smaller(
     height, width, target_height, target_width, orientation
 ):

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.order import in_blocks, shuffled, shuffled_each
@@ -59,7 +59,6 @@ def test_places_outside_the_list_are_refused():
         shuffled(np.array([5]), 5, seed=0)
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 1000), size=st.integers(1, 200), seed=st.integers(0, 2**63), epoch=st.integers(0, 9))
 def test_a_shuffle_in_blocks_is_a_bijection_that_stays_in_its_blocks(count, size, seed, epoch):
     order = in_blocks(np.arange(count), count, size, seed=seed, epoch=epoch)

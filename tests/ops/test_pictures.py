@@ -77,7 +77,7 @@ def test_deeper_filters_are_rows_of_grey_tiles_with_one_contrast():
 @given(
     outputs=st.integers(1, 60), channels=st.integers(1, 60).filter(lambda count: count != 3), most=st.integers(1, 300)
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_no_more_tiles_than_asked_for_and_no_fewer_than_fit(outputs, channels, most):
     drawn = filters(np.zeros((outputs, channels, 2, 2), np.float32), most=most)
     rows, columns = drawn.shown
@@ -170,7 +170,6 @@ def test_the_middle_of_an_image_is_resized_to_the_nets_input():
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64), st.integers(1, 64))
-@settings(deadline=None)
 def test_any_image_fits_any_input(high, wide, height, width):
     pixels = np.full((high, wide, 1), 9, np.uint8)
     window = pictures.middle(pixels, height, width)

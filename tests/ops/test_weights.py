@@ -219,7 +219,7 @@ def scattered(values, cuts, width):
     return out
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=14),
     st.lists(st.integers(0, 6), max_size=5),
@@ -811,7 +811,7 @@ SHAPES = st.lists(st.integers(1, 4), max_size=5).map(tuple)
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/."), min_size=1, max_size=8)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(NAMES, st.lists(SHAPES, max_size=3)), min_size=1, max_size=4, unique_by=lambda one: one[0]))
 def test_what_is_written_is_read_back(tmp_path_factory, layers):
     layers = [(name, *shapes) for name, shapes in layers]

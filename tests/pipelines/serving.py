@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import requests
 
 from ops import net as nets
 from pipelines.serve import Serve
+from tests.ports import free_port
 
 NAMES = ["n1 apple", "n2 pear", "n3 car", "n4 bus", "n5 dog", "n6 cat"]
 TREE = "n1 fruit\nn2 fruit\nn3 vehicle\nn4 vehicle\nn5 animal\nn6 animal\nfruit thing\nvehicle thing\nanimal thing\n"
@@ -26,7 +25,6 @@ SOFTMAX = 'layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }'
 INPUT = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 32 dim: 32 } } }'
 FLAGS: dict[str, Any] = {"mean_file": "104,117,123", "images_dim": "40,48", "input_scale": 0.01}
 PATIENCE = 150.0  # seconds; the machine may be busy
-PORTS = range(20_000, 32_000)  # below those that a system, and with it Ray, gives away by itself
 RAW = {"content-type": "application/octet-stream"}
 
 
@@ -61,15 +59,6 @@ def turned(jpeg: bytes, orientation: int) -> bytes:
     tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
     body = b"Exif\0\0" + tiff
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
-
-
-def free_port() -> int:
-    """One that nobody has, and that nobody is given until a server takes it."""
-    while True:
-        port = random.SystemRandom().choice(PORTS)
-        with socket.socket() as trial, contextlib.suppress(OSError):
-            trial.bind(("127.0.0.1", port))
-            return port
 
 
 @dataclass

@@ -16,7 +16,7 @@ import pytest
 
 from ops import latency_chart
 from pipelines.bench_serve import BenchServe
-from tests.pipelines.serving import free_port
+from tests.ports import free_port
 
 DELAY = 0.05  # seconds
 PICTURE = bytes(range(256))

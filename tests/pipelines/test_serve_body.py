@@ -28,7 +28,7 @@ def form(files):
     return made.body, made.headers["content-type"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=4))
 def test_multipart_gives_the_bytes_that_went_in(contents):
     body, kind = form([("image", (f"{place}.jpg", content)) for place, content in enumerate(contents)])

@@ -32,13 +32,13 @@ from tests.pipelines.serving import (
     RAW,
     Server,
     files_of,
-    free_port,
     front_pid,
     replica_pid,
     scores_of,
     second_front,
     serving,
 )
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

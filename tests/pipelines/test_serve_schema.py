@@ -40,7 +40,7 @@ MODES = list(schemathesis.GenerationMode)  # what it allows, and what it does no
 
 def test_every_answer_is_as_described(description):
     excluded = [check for name in UNKNOWABLE for check in CHECKS.get_by_names([name])]
-    chance = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    chance = settings(derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     asked = set()
     for found in description.get_all_operations():
         operation = found.ok()

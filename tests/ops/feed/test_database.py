@@ -20,7 +20,7 @@ from ops.records import datum as writing
 from tests.ops.feed.helpers import database as make
 from tests.ops.feed.helpers import datum, open_files, pictures, write_lmdb
 
-FRESH = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+FRESH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=25)
 
 
 def by_library(folder: Path) -> list[tuple[bytes, bytes]]:

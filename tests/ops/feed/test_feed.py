@@ -69,7 +69,7 @@ def test_threads_and_batches_ahead_change_nothing(db, kind):
         assert same(batches(spec, 6, options=options, threads=threads, ahead=ahead), first)
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(1, 12), st.lists(st.integers(0, 90), min_size=1, max_size=4), st.sampled_from(sorted(OPTIONS)))
 def test_a_seek_is_arithmetic(db, batch, places, kind):
     spec, options = data_layer(db, batch, CHANCY), OPTIONS[kind]

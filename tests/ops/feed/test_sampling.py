@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ops.feed.sampling import Balanced, Sampling, skipped
@@ -16,7 +16,6 @@ COUNTS = st.integers(1, 400)
 SEEDS = st.integers(-(2**64), 2**64)
 
 
-@settings(deadline=None)
 @given(COUNTS, SEEDS, st.sampled_from([False, True, "blocks"]), st.integers(1, 50), st.integers(0, 5))
 def test_an_epoch_holds_every_record_once(count, seed, shuffle, block, epoch):
     sampling = Sampling(count, seed=seed, shuffle=shuffle, block=block)
@@ -24,7 +23,6 @@ def test_an_epoch_holds_every_record_once(count, seed, shuffle, block, epoch):
     assert sorted(records.tolist()) == list(range(count))
 
 
-@settings(deadline=None)
 @given(COUNTS, SEEDS, st.sampled_from([False, True, "blocks"]), st.data())
 def test_any_positions_give_what_the_whole_stream_has_there(count, seed, shuffle, data):
     sampling = Sampling(count, seed=seed, shuffle=shuffle, block=16)
@@ -61,7 +59,6 @@ def test_blocks_are_read_one_after_the_other():
     assert (np.diff(records) != 1).sum() > 900
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=120), SEEDS)
 def test_balanced_rounds_hold_every_class_once(labels, seed):
     labels = np.array(labels)

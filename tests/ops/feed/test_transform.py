@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ops import augment
@@ -126,7 +126,6 @@ def test_crops_and_coins_are_uniform_and_independent():
 
 
 @given(st.integers(1, 40), st.integers(0, 30), st.integers(0, 30), st.integers(0, 2**62))
-@settings(deadline=None)
 def test_a_corner_alone_is_that_of_all_at_once(crop, down, right, start):
     made = transform(f"crop_size: {crop}")
     choices = made.choose(3, "data", np.arange(start, start + 5))

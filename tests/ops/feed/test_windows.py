@@ -119,7 +119,7 @@ def test_every_window_is_one_of_the_file_as_the_reference_makes_it(windows, case
     assert len(set(flips)) == 1 + t.mirror
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_box_stays_inside_the_image_and_the_crop(data):
     height, width, crop = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 300)), data.draw(st.integers(8, 230))

@@ -13,7 +13,7 @@ from ops.inputs import split
 EIGHTY = [Fraction(4, 5), Fraction(1, 5)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.integers(0, 60), min_size=1, max_size=40),
     st.lists(st.integers(1, 100), min_size=1, max_size=4),

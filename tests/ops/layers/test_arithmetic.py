@@ -167,7 +167,7 @@ def ranked(row, k):
     return sorted(((value, place) for place, value in enumerate(row)), reverse=True)[:k]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     sides=st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple),
     axis=st.none() | st.integers(-5, 4),

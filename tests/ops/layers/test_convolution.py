@@ -55,7 +55,7 @@ def written(kernel, stride, pad, dilation, group, outputs=4, kind="Convolution")
     return f'type: "{kind}" top: "y" convolution_param {{ num_output: {outputs} group: {group} {text} }}'
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(geometries(most=4))
 def test_any_geometry_is_that_of_the_direct_loops(geometry):
     kernel, stride, pad, dilation, sizes, group = geometry
@@ -67,7 +67,7 @@ def test_any_geometry_is_that_of_the_direct_loops(geometry):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(geometries(most=4))
 def test_a_deconvolution_is_the_transpose_of_the_convolution_with_its_geometry(geometry):
     kernel, stride, pad, dilation, sizes, group = geometry

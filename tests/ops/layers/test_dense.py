@@ -132,7 +132,7 @@ def test_scale_and_bias_take_a_second_bottom(place):
     assert all(gradients_hold(layer, x, factor) for layer in (scale, biased, bias))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=6), st.data())
 def test_scale_fits_bottoms_of_any_rank(shape, data):
     axis = data.draw(st.integers(0, len(shape) - 1))

@@ -43,7 +43,7 @@ def looped(maps, regions, grid, scale, fed):
     return y, dx
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sides=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
     grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),

@@ -63,7 +63,7 @@ def softmax_by_hand(x, labels, axis, ignore, mode):
     return total / norm, 3 * np.moveaxis(grad.reshape(p.shape), -1, axis) / norm
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple),
     axis=st.integers(-4, 3),

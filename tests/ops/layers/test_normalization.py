@@ -21,7 +21,7 @@ def test_normalizations_compute_what_caffe_computes(name):
 
 
 @given(st.integers(1, 9), st.sampled_from([1, 3, 5, 7, 21]), st.sampled_from([0.75, 0.5, 1.0, 1.3]), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_across_channels_is_torch_s_with_its_gradient(channels, size, beta, last):
     text = f'type: "LRN" top: "y" lrn_param {{ local_size: {size} alpha: 0.5 beta: {beta} k: 2 }}'
     x = draw(2, channels, 3, 4)

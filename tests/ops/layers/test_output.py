@@ -59,7 +59,7 @@ def counted(x, labels, axis, top_k, ignore):
     return right.sum() / max(1, seen.sum()), right / np.maximum(1, seen)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     sides=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3)),
     axis=st.sampled_from([1, 2, 3, -1, -2, -3]),

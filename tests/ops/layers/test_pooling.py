@@ -72,7 +72,7 @@ def written(method, kernel, stride, pad, ceil, tops='top: "y"'):
 @pytest.mark.parametrize("method", ["MAX", "AVE"])
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 def test_any_window_is_that_of_the_direct_loops(method, last):
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(windows())
     def check(window):
         kernel, stride, pad, sizes, ceil = window
@@ -121,7 +121,7 @@ def test_stochastic_pooling_draws_in_proportion_and_means_in_test():
 
 
 @given(st.integers(1, 4), st.integers(1, 17), st.integers(1, 17), st.sampled_from(["MAX", "AVE"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_pyramid_is_its_levels_side_by_side(height, rows, columns, method):
     x = draw(2, 3, rows, columns, grad=False)
     text = f'type: "SPP" top: "y" spp_param {{ pyramid_height: {height} pool: {method} }}'

@@ -14,7 +14,7 @@ from ops.layers.recurrent import pieces_of
 from tests.ops.layers import golden
 from tests.ops.layers.alone import alone, draw, gradients_hold, run
 
-EXAMPLES = settings(max_examples=25, deadline=None)
+EXAMPLES = settings(max_examples=25)
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 KEPT = {"RNN": "h", "LSTM": "hc", "GRU": "h"}
 

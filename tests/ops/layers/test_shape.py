@@ -14,7 +14,7 @@ from tests.ops.layers.alone import alone, draw, gradients_hold, run
 
 GOLDEN = ("concat", "slice", "split", "flatten", "reshape", "crop", "permless_tile", "im2col")
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=5).map(tuple)
-EXAMPLES = settings(max_examples=60, deadline=None)
+EXAMPLES = settings(max_examples=60)
 
 
 @pytest.mark.parametrize("name", golden.names(*GOLDEN))

@@ -29,7 +29,7 @@ def test_values_of_caffes_mean_file():
     assert all(0 <= value <= 255 for value in mean.data)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(messages(NetParameter) | messages(SolverParameter) | messages(Datum) | messages(SolverState))
 def test_any_message_survives_the_binary_form(message):
     again = binary.parse(message.SerializeToString(), type(message))
@@ -123,7 +123,7 @@ def test_a_message_without_a_required_field_is_not_read():
         binary.parse(net.SerializePartialToString(), NetParameter, name="f")
 
 
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=600)
 @given(
     damaged([file.read_bytes()[:4000] for file in FILES]) | st.binary(max_size=300),
     st.sampled_from([NetParameter, SolverState, BlobProto, Datum]),

@@ -168,7 +168,7 @@ def test_a_bomb_is_refused_in_one_short_line(what):
 ORIGINALS = [file.read_bytes()[:3000] for file in FILES]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(damaged(ORIGINALS) | st.binary(max_size=200), st.sampled_from([NetParameter, SolverParameter]))
 @example(b"name: '\\", NetParameter)
 @example(b"layer {\x0b", NetParameter)

@@ -101,21 +101,20 @@ def test_the_printed_text_is_cpps_to_the_byte(message):
     assert text.dump(message) == expected.decode("ascii")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(messages(NetParameter))
 def test_any_net_survives_text(message):
     again = text.parse(text.dump(message), NetParameter)
     assert again.SerializeToString(deterministic=True) == message.SerializeToString(deterministic=True)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(messages(SolverParameter))
 def test_any_solver_survives_text(message):
     again = text.parse(text.dump(message), SolverParameter)
     assert again.SerializeToString(deterministic=True) == message.SerializeToString(deterministic=True)
 
 
-@settings(deadline=None)
 @given(messages(Datum))
 def test_any_record_survives_text(message):
     again = text.parse(text.dump(message), Datum)

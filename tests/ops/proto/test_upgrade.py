@@ -453,7 +453,7 @@ def test_all_steps_follow_each_other():
     assert list(spec.layer[1].bottom) == ["data"]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(messages(NetParameter))
 def test_an_upgraded_net_is_current_and_needs_no_second_upgrade(spec):
     needed = needs_upgrade(spec)
@@ -468,7 +468,7 @@ def test_an_upgraded_net_is_current_and_needs_no_second_upgrade(spec):
     assert spec.SerializeToString(deterministic=True) == after
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(damaged([(LEGACY / f"{form}.caffemodel").read_bytes() for form in ("v0", "v1")]), st.booleans())
 def test_damaged_nets_are_upgraded_or_refused_in_one_line(data, twice):
     try:

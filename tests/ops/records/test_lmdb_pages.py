@@ -28,7 +28,7 @@ def test_caffes_databases_read_as_the_library_reads_them(name):
         assert bytes(pages.get(key)) == value
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.dictionaries(st.binary(min_size=1, max_size=60), st.binary(max_size=300), max_size=200), st.integers(0, 2**32)
 )
