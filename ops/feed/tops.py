@@ -137,7 +137,7 @@ class Tops(ABC):
 def room(shape: Shape, dtype: Any = np.float32) -> NDArray[Any]:
     """An array for a batch, as numpy.empty: at a multiple of 64 bytes, where torch has its own memory.
 
-    It is numpy's memory, which asks the system for large pages: 150 MB of them are written a fifth faster.
+    It is numpy's memory, which asks the system for large pages: batches too large for a cache are written faster.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + ALIGNED, np.uint8)

@@ -58,8 +58,8 @@ class Solver:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         self.rule, self.lasso = RULES[self.spec.type], self.spec.regularization_type == "L1"
-        self.limit = self.spec.clip_gradients if self.spec.clip_gradients >= 0 else None
-        self.share = 1 / self.spec.iter_size
+        self.limit = self.spec.clip_gradients if self.spec.clip_gradients >= 0 else None  # of the gradient's norm
+        self.share = 1 / self.spec.iter_size  # of each backward pass in the gradient
         self.numbers = {name: float(getattr(self.spec, name)) for name in OF_FORMULAS}
         self.places = [(net.layers[one.layer], f"blob{one.index}") for one in net.learnable]
         self.history = [torch.zeros_like(blob.detach()) for _ in range(self.rule.histories) for blob in self.blobs]

@@ -305,7 +305,7 @@ class Setup:
         self.events = opening(Events(self.folder if first else None, step=begun or 0, also=also))
         self.snapshots = opening(self.snapshotter()) if first else None
         self.recovering: snapshot.Snapshotter | None = None
-        self.smoother = Smoother.going_on(max(1, self.spec.average_loss), **self.record.get("smoother", {}))
+        self.smoother = Smoother.going_on(self.spec.average_loss, **self.record.get("smoother", {}))
         self.seconds = float(self.metrics.last[4]) if self.metrics is not None and self.metrics.last else 0.0
         if first:
             self.describe()
